@@ -1,0 +1,1 @@
+"""What happened and how long it took: errors for the reader, timelines, metrics, logging."""

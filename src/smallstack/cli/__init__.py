@@ -1,0 +1,1 @@
+"""Entry points: one command per file, imported when asked for."""

@@ -1,0 +1,181 @@
+"""``smallstack demo`` and ``smallstack down``: the outside of the demo.
+
+The demo itself runs inside namespaces of its own (``demo_inside``). Without ``--keep`` this
+process becomes ``unshare``, whose end, however it comes, ends everything inside. With ``--keep``
+it leaves ``unshare`` behind in a session of its own and notes it for ``down``.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from smallstack.cli.options import fail
+from smallstack.control.namespace import NamespaceError, enter, inside, unshare_command
+
+RUN_PRIVATE = "run"
+LOGS = "logs"
+
+
+class Kept(msgspec.Struct):
+    """A demo that was left running: its ``unshare`` process, the first process inside."""
+
+    pid: int
+    start_time: int
+    init_pid: int
+
+
+def cache_directory() -> Path:
+    """Where downloads, builds and demo state are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = os.environ.get("SMALLSTACK_CACHE")
+    return Path(named) if named else Path(base).expanduser() / "smallstack"
+
+
+@click.command("demo")
+@click.option("--keep", is_flag=True, help="leave it running; `down` ends it")
+@click.option(
+    "--count", type=click.IntRange(1, 100), default=1, show_default=True, help="how many VMs"
+)
+@click.option(
+    "--run",
+    "program",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="a static program to start in the guest, after its network is up",
+)
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("build/demo.png"),
+    show_default=True,
+    help="where the picture goes",
+)
+@click.option("--status-fd", type=int, hidden=True)
+def command(
+    keep: bool, count: int, program: Path | None, picture: Path, status_fd: int | None
+) -> None:
+    """Create a real VM through the same RPC that production uses; touches no network of yours."""
+    if inside():
+        from smallstack.cli.demo_inside import run_inside
+
+        sys.exit(run_inside(cache_directory(), count, program, picture, status_fd))
+    if os.geteuid() != 0:
+        fail("the demo makes namespaces, a bridge and taps, which needs root: sudo ./dev demo")
+    if running := read_kept():
+        fail(f"a kept demo is running (process {running.pid}); end it with: {dev()} down")
+    if not keep:
+        try:
+            enter([sys.executable, *_own_arguments()])
+        except NamespaceError as error:
+            fail(str(error))
+    sys.exit(_leave_running())
+
+
+@click.command("down")
+def down() -> None:
+    """End a kept demo and all its VMs."""
+    kept = read_kept()
+    if kept is None:
+        print("no demo is running", file=sys.stderr)
+        return
+    pidfd = os.pidfd_open(kept.pid)
+    # unshare hands no signal on; its end is the end of everything inside (--kill-child).
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    _wait_gone(pidfd)
+    kept_file().unlink(missing_ok=True)
+    print("the demo is down", file=sys.stderr)
+
+
+def kept_file() -> Path:
+    """Where a kept demo is noted."""
+    return cache_directory() / "demo" / "kept.json"
+
+
+def read_kept() -> Kept | None:
+    """The kept demo, if its process still is the one noted; a stale note is removed."""
+    try:
+        kept = msgspec.json.decode(kept_file().read_bytes(), type=Kept)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    if _start_time(kept.pid) != kept.start_time:
+        kept_file().unlink(missing_ok=True)
+        return None
+    return kept
+
+
+def dev() -> str:
+    """The command that a person types to reach this program."""
+    checkout = os.environ.get("SMALLSTACK_CHECKOUT")
+    return f"{checkout}/dev" if checkout else "smallstack"
+
+
+def _own_arguments() -> list[str]:
+    return ["-m", "smallstack.cli.smallstack", *sys.argv[1:]]
+
+
+def _leave_running() -> int:
+    """Start the demo in a session of its own; return when it says how it went."""
+    read_end, write_end = os.pipe()
+    environment = {**os.environ, "SMALLSTACK_NAMESPACE": "1"}
+    vector = unshare_command([sys.executable, *_own_arguments(), "--status-fd", str(write_end)])
+    process = subprocess.Popen(
+        vector,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        pass_fds=[write_end],
+        start_new_session=True,
+    )
+    os.close(write_end)
+    try:
+        with os.fdopen(read_end, "rb") as status:
+            verdict = status.read()
+    except KeyboardInterrupt:
+        process.kill()
+        process.wait()
+        return 130
+    if verdict != b"up\n":
+        return process.wait() or 1
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    kept = Kept(process.pid, _start_time(process.pid) or 0, int(children[0]))
+    kept_file().parent.mkdir(parents=True, exist_ok=True)
+    kept_file().write_bytes(msgspec.json.encode(kept))
+    _print_next(kept.init_pid)
+    return 0
+
+
+def _print_next(init_pid: int) -> None:
+    enter_it = f"nsenter -t {init_pid} -m -n -p"
+    certificates = cache_directory() / "demo" / RUN_PRIVATE / "ssl"
+    tool = f"{enter_it} {dev()} vm-control --cert-directory {certificates}"
+    if "SMALLSTACK_CACHE" in os.environ:
+        tool = tool.replace(f"{dev()} ", f"env SMALLSTACK_CACHE={cache_directory()} {dev()} ")
+    print("\nThe demo is left running. Try next, in any shell:")
+    print(f"  {tool} list-vms")
+    print(f"  {tool} connect-to-vm-serial-port 198.51.100.2")
+    print(
+        f"  {tool} create-vm --hostname second --image-name appliance --memory 128M "
+        "--milli-cpus 10 --min-free-bytes 16M"
+    )
+    print(f"End it with:\n  {dev()} down")
+
+
+def _start_time(pid: int) -> int | None:
+    """Clock ticks since boot at which the process started: field 22 of proc(5)'s stat."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _wait_gone(pidfd: int) -> None:
+    import select
+
+    with contextlib.closing(os.fdopen(pidfd)):
+        select.select([pidfd], [], [])

@@ -1,0 +1,36 @@
+"""A click group whose commands are imported when they are asked for.
+
+The start of a tool is part of every create, so a command pays only for its own imports, and
+``--help`` of a group reads its one-line descriptions from the table and imports nothing.
+"""
+
+import importlib
+from collections.abc import Mapping
+
+import click
+
+
+class LazyGroup(click.Group):
+    """Commands by name, each as ``(module, attribute, one line of help)``."""
+
+    def __init__(self, *args: object, table: Mapping[str, tuple[str, str, str]], **kwargs: object):
+        """``table`` maps a command's name to where it is and what it does."""
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every name, in the order of the table."""
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the named command; None when there is none of that name."""
+        if cmd_name not in self._table:
+            return None
+        module, attribute, _ = self._table[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[2]) for name, entry in self._table.items()])

@@ -1,0 +1,158 @@
+"""The options that every tool talking to a Hypervisor shares, and the one way to run a command.
+
+A failure is one line on standard error and an exit code: 1 for what the daemon refused or the
+network did, 2 for a wrong command line, 130 for Ctrl-C.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from smallstack.telemetry.errors import SmallStackError
+
+DEFAULT_HYPERVISOR = "localhost:6976"
+HYPERVISOR_PORT = 6976
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which Hypervisor to talk to, and as whom."""
+
+    address: str
+    cert_directory: Path
+    plain: bool
+
+    @property
+    def host_port(self) -> str:
+        """``host:port`` with the default port filled in."""
+        return with_port(self.address, HYPERVISOR_PORT)
+
+
+def with_port(address: str, port: int) -> str:
+    """``address`` as it is when it names a port, else with ``port``."""
+    return address if address.rpartition(":")[2].isdigit() else f"{address}:{port}"
+
+
+def target_options(command: F) -> F:
+    """Options of a tool's group: Hypervisor, certificates, plain mode."""
+    for option in (
+        click.option(
+            "--plain",
+            is_flag=True,
+            envvar="SMALLSTACK_PLAIN",
+            help="no TLS: only for a daemon that was started with --insecure",
+        ),
+        click.option(
+            "--cert-directory",
+            type=click.Path(path_type=Path),
+            default=Path("~/.ssl"),
+            envvar="SMALLSTACK_CERT_DIRECTORY",
+            show_default=True,
+            help="directory with the client's key and certificate files",
+        ),
+        click.option(
+            "--hypervisor",
+            "--hypervisor-hostname",
+            "address",
+            default=DEFAULT_HYPERVISOR,
+            envvar="SMALLSTACK_HYPERVISOR",
+            show_default=True,
+            help="host[:port] of the Hypervisor",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def make_target(address: str, cert_directory: Path, plain: bool) -> Target:
+    """The target that the options name; ``~`` is the caller's home."""
+    return Target(address, cert_directory.expanduser(), plain)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run one command's coroutine; turns failures into one line and an exit code."""
+    try:
+        return asyncio.run(work)
+    except SmallStackError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        fail("the reader of this command's output went away")
+    except OSError as error:
+        fail(error.strerror or str(error))
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """One line on standard error, then exit with ``code``."""
+    print(f"{Path(sys.argv[0]).stem}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def parse_duration(text: str) -> int:
+    """Nanoseconds of ``500ms``, ``10s``, ``1m``, ``2h`` or a plain number of seconds.
+
+    Raises click.BadParameter when the text is none of these.
+    """
+    units = {"ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+    for suffix in ("ms", "s", "m", "h", ""):
+        number = text.removesuffix(suffix) if suffix else text
+        if text.endswith(suffix):
+            try:
+                return int(float(number) * units.get(suffix, 10**9))
+            except ValueError:
+                continue
+    raise click.BadParameter(f"{text!r} is no duration: write 500ms, 10s, 1m or 2h")
+
+
+def parse_mib(text: str) -> int:
+    """MiB of ``128``, ``128M``, ``128MiB``, ``1G`` or ``1GiB``; click.BadParameter otherwise."""
+    return parse_bytes(text, 2**20) // 2**20
+
+
+def parse_bytes(text: str, unit: int = 1) -> int:
+    """Bytes of a number with an optional K, M, G or T (powers of 1024); else ``unit`` each."""
+    stripped = text.strip().lower().removesuffix("ib").removesuffix("b")
+    power = {"k": 10, "m": 20, "g": 30, "t": 40}
+    scale = 2 ** power[stripped[-1]] if stripped and stripped[-1] in power else unit
+    try:
+        return int(float(stripped.rstrip("kmgt")) * scale)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{text!r} is no size: write 128M, 1G or a number") from None
+
+
+class Duration(click.ParamType):
+    """A duration on the command line; the value is nanoseconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """``value`` in nanoseconds; an int passes as it is."""
+        return value if isinstance(value, int) else parse_duration(str(value))
+
+
+class Mebibytes(click.ParamType):
+    """An amount of memory on the command line; the value is MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """``value`` in MiB; an int passes as it is."""
+        return value if isinstance(value, int) else parse_mib(str(value))
+
+
+class Bytes(click.ParamType):
+    """An amount of storage on the command line; the value is bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """``value`` in bytes; an int passes as it is."""
+        return value if isinstance(value, int) else parse_bytes(str(value))

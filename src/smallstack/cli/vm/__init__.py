@@ -1,0 +1,1 @@
+"""The commands of vm-control, one file each, imported when asked for."""

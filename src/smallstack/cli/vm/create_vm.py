@@ -1,0 +1,183 @@
+"""``vm-control create-vm``: create a VM, wait for its DHCP, optionally for a port."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smallstack.cli.connect import connector
+from smallstack.cli.options import Bytes, Duration, Mebibytes, Target, fail, run
+from smallstack.cli.transcript import Transcript
+from smallstack.control.create import After, Created, create
+from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.vm import Address, VmInfo
+
+
+@click.command("create-vm")
+@click.option("--hostname", default="", help="host name; the Name tag when not given")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="repeatable")
+@click.option("--image-name", default="", help="image, or directory: then its latest image")
+@click.option("--memory", type=Mebibytes(), default="1G", show_default=True)
+@click.option("--milli-cpus", type=int, default=250, show_default=True)
+@click.option("--virtual-cpus", type=int, default=0, help="at least; 0: from --milli-cpus")
+@click.option("--subnet-id", default="", help="needed when the Hypervisor has several")
+@click.option(
+    "--dhcp-timeout",
+    type=Duration(),
+    default="1m",
+    show_default=True,
+    help="0: do not wait for the guest's DHCP",
+)
+@click.option("--image-timeout", type=Duration(), default="1m", show_default=True)
+@click.option("--min-free-bytes", type=Bytes(), default="256M", show_default=True)
+@click.option(
+    "--roundup-power",
+    type=int,
+    default=24,
+    show_default=True,
+    help="the root's size is a multiple of 2 to this power",
+)
+@click.option(
+    "--user-data",
+    "user_data_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="file handed to the guest as /latest/user-data",
+)
+@click.option(
+    "--overlay-directory",
+    "overlay",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="its files are laid over the root",
+)
+@click.option("--extra-kernel-options", default="", help="appended to the kernel's arguments")
+@click.option("--owner-user", "owner_users", multiple=True, help="further owner; repeatable")
+@click.option("--owner-group", "owner_groups", multiple=True, help="repeatable")
+@click.option("--destroy-protection", is_flag=True, help="destroy-vm refuses while it runs")
+@click.option("--boot-loader", is_flag=True, help="boot through the image's boot loader")
+@click.option("--do-not-start", is_flag=True, help="leave it stopped")
+@click.option(
+    "--probe-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="then wait until this TCP port opens",
+)
+@click.option("--probe-timeout", type=Duration(), default="5m", show_default=True)
+@click.option("--trace-metadata", is_flag=True, help="show what the guest asks for, until it is up")
+@click.option(
+    "--format",
+    "output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="what standard output carries: the address, or all of it",
+)
+@click.pass_obj
+def command(target: Target, /, **options: Any) -> None:
+    """Create a VM. Its address alone goes to standard output, what happens to standard error."""
+    request = make_request(options)
+    user_data = read_user_data(options["user_data_file"])
+    request.user_data_size = len(user_data)
+    after = After(options["probe_port"], options["probe_timeout"], options["trace_metadata"])
+    transcript = Transcript(sys.stderr)
+    wall, cpu = time.time(), time.process_time()
+
+    async def work() -> Created:
+        async with transcript.running():
+            return await create(
+                connector(target), target.host_port, request, user_data, after, transcript.line
+            )
+
+    created = run(work())
+    if options["output"] == "json":
+        print(json.dumps(as_record(created, wall, cpu)))
+    else:
+        print(created.ip)
+
+
+def make_request(options: dict[str, Any]) -> CreateVmRequest:
+    """The request that the command line describes; exits with one line when it describes none."""
+    tags = {}
+    for tag in options["tags"]:
+        key, separator, value = tag.partition("=")
+        if not (separator and key):
+            raise click.BadParameter(f"{tag!r} is no tag: write KEY=VALUE")
+        tags[key] = value
+    hostname = options["hostname"] or tags.get("Name", "")
+    if not hostname:
+        raise click.UsageError("a VM needs a name: --hostname NAME or --tag Name=NAME")
+    tags.setdefault("Name", hostname)
+    if not options["image_name"]:
+        raise click.UsageError("no image: --image-name NAME (see `imagetool list`)")
+    info = VmInfo(
+        address=Address(),
+        destroy_protection=options["destroy_protection"],
+        extra_kernel_options=options["extra_kernel_options"],
+        hostname=hostname,
+        image_name=options["image_name"],
+        memory_in_mib=options["memory"],
+        milli_cpus=options["milli_cpus"],
+        owner_groups=list(options["owner_groups"]),
+        owner_users=list(options["owner_users"]),
+        subnet_id=options["subnet_id"],
+        tags=tags,
+        virtual_cpus=options["virtual_cpus"],
+    )
+    directories, files = read_overlay(options["overlay"])
+    return CreateVmRequest(
+        dhcp_timeout=options["dhcp_timeout"],
+        do_not_start=options["do_not_start"],
+        image_timeout=options["image_timeout"],
+        minimum_free_bytes=options["min_free_bytes"],
+        overlay_directories=directories,
+        overlay_files=files,
+        roundup_power=options["roundup_power"],
+        skip_bootloader=not options["boot_loader"],
+        vm_info=info,
+    )
+
+
+def read_user_data(path: Path | None) -> bytes:
+    """The bytes of the user data file; none when there is no file."""
+    if path is None:
+        return b""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        fail(f"cannot read user data {path}: {error.strerror}")
+
+
+def read_overlay(directory: Path | None) -> tuple[list[str], dict[str, bytes]]:
+    """Directories and files below ``directory``, as absolute paths in the guest."""
+    if directory is None:
+        return [], {}
+    try:
+        found = sorted(directory.rglob("*"))
+        inner = {"/" + str(path.relative_to(directory)): path for path in found}
+        return (
+            [name for name, path in inner.items() if path.is_dir()],
+            {name: path.read_bytes() for name, path in inner.items() if path.is_file()},
+        )
+    except OSError as error:
+        fail(f"cannot read the overlay {error.filename}: {error.strerror}")
+
+
+def as_record(created: Created, wall: float, cpu: float) -> dict[str, Any]:
+    """What ``--format json`` prints. Times are seconds, phases nanoseconds of one clock."""
+    return {
+        "ip_address": created.ip,
+        "dhcp_timed_out": created.dhcp_timed_out,
+        "seconds_to_ack": created.seconds_to_ack,
+        "seconds_to_port": created.seconds_to_port,
+        "connect_started_ns": created.connect_started_ns,
+        "acknowledged_ns": created.acknowledged_ns,
+        "messages": [{"seconds": when, "text": text} for when, text in created.messages],
+        "timeline": [
+            {"name": phase.name, "start_ns": phase.start_ns, "end_ns": phase.end_ns}
+            for phase in created.timeline
+        ],
+        "started": wall,
+        "cpu_seconds": time.process_time() - cpu,
+    }

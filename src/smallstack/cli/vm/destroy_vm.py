@@ -1,0 +1,20 @@
+"""``vm-control destroy-vm``: end a VM and delete its disks."""
+
+import click
+
+from smallstack.cli.connect import connector
+from smallstack.cli.options import Target, run
+
+
+@click.command("destroy-vm")
+@click.argument("ip_address", metavar="IP", nargs=-1, required=True)
+@click.pass_obj
+def command(target: Target, ip_address: tuple[str, ...]) -> None:
+    """End a VM and delete its disks."""
+
+    async def work() -> None:
+        async with await connector(target)() as client:
+            for ip in ip_address:
+                await client.destroy_vm(ip)
+
+    run(work())

@@ -1,0 +1,1 @@
+"""The fleet manager. The room stands empty until the first of its parts is built."""

@@ -3,10 +3,12 @@
 A target is ``fuzz_<name>.c`` (libFuzzer over csrc/, address and undefined-behaviour sanitizers;
 its first line names the sources to link: ``/* sources: csrc/foo.c */``) or ``fuzz_<name>.py``
 (``one_input(data)`` under atheris, with the extensions instrumented). Seeds lie in
-``corpus/<name>``. What a run finds beyond them goes to the build directory, never into the checkout.
+``corpus/<name>``. What a run finds beyond them goes to the build directory, never into
+the checkout.
 """
 
 import hashlib
+import importlib
 import os
 import re
 import subprocess
@@ -75,8 +77,7 @@ class Target:
         if self.is_c:
             environment["ASAN_OPTIONS"] = "detect_leaks=1:allocator_may_return_null=1"
             return environment
-        import atheris
-
+        atheris = importlib.import_module("atheris")  # by name: it ships no types
         environment["LD_PRELOAD"] = str(Path(atheris.path()) / "asan_with_fuzzer.so")
         environment["PYTHONMALLOC"] = "malloc"  # so that the sanitizer sees every object
         return environment

@@ -1,0 +1,77 @@
+#include "mounts.h"
+
+#include <asm/errno.h>
+#include <linux/mount.h>
+#include <stddef.h>
+
+#include "console.h"
+#include "sys.h"
+
+enum { FORCE = 1, DETACH = 2 };         /* of umount2(2) */
+
+static const struct {
+    const char *source, *target, *type, *data;
+    unsigned long flags;
+} TABLE[] = {
+    {"dev", "/dev", "devtmpfs", "mode=0755", MS_NOSUID},
+    {"proc", "/proc", "proc", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC},
+    {"sys", "/sys", "sysfs", NULL, MS_NOSUID | MS_NODEV | MS_NOEXEC},
+    {"run", "/run", "tmpfs", "mode=0755", MS_NOSUID | MS_NODEV},
+    {"tmp", "/tmp", "tmpfs", "mode=1777", MS_NOSUID | MS_NODEV},
+    {"pts", "/dev/pts", "devpts", "mode=0620,gid=5,ptmxmode=0666", MS_NOSUID | MS_NOEXEC},
+    {"shm", "/dev/shm", "tmpfs", "mode=1777", MS_NOSUID | MS_NODEV},
+};
+
+void mounts_make(void)
+{
+    for (size_t i = 0; i < sizeof TABLE / sizeof *TABLE; i++) {
+        int result;
+
+        if (i >= 5)     /* these two lie in the fresh /dev; the others are in the image */
+            sys_mkdir(TABLE[i].target, 0755);
+        result = sys_mount(TABLE[i].source, TABLE[i].target, TABLE[i].type, TABLE[i].flags,
+                           TABLE[i].data);
+        if (result < 0 && result != -EBUSY)
+            console_say_name("cannot mount", TABLE[i].target, result);
+    }
+    sys_symlink("/proc/self/fd", "/dev/fd");
+    sys_symlink("/proc/self/fd/0", "/dev/stdin");
+    sys_symlink("/proc/self/fd/1", "/dev/stdout");
+    sys_symlink("/proc/self/fd/2", "/dev/stderr");
+}
+
+int mounts_end(void)
+{
+    char mounts[8192];
+    int result;
+
+    /* What programs mounted, the newest first: nothing of it may keep root busy. */
+    if (sys_read_file("/proc/self/mounts", mounts, sizeof mounts) > 0) {
+        char *targets[64];
+        size_t count = 0;
+
+        for (char *at = mounts; *at != 0 && count < 64;) {
+            while (*at != 0 && *at != ' ')
+                at++;
+            if (*at == 0)
+                break;
+            targets[count++] = ++at;
+            while (*at != 0 && *at != ' ')
+                at++;
+            if (*at == 0)
+                break;
+            *at++ = 0;
+            while (*at != 0 && *at != '\n')
+                at++;
+            if (*at == '\n')
+                at++;
+        }
+        while (count-- > 0)
+            if (targets[count][0] == '/' && targets[count][1] != 0)
+                sys_unmount(targets[count], DETACH);
+    }
+    sys_sync();
+    result = sys_mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);
+    sys_sync();
+    return result;
+}

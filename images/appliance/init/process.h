@@ -1,0 +1,40 @@
+/* The programs the init starts: what they are called, where their output goes, whether they are
+ * started again when they end. Every child of process 1 is reaped, also those that were orphaned. */
+#ifndef INIT_PROCESS_H
+#define INIT_PROCESS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { PROCESS_ARGUMENTS_MAX = 7 };
+
+struct process {
+    const char *name;                                   /* for the console */
+    const char *path;
+    const char *arguments[PROCESS_ARGUMENTS_MAX + 1];   /* NULL behind the last */
+    bool session;           /* its own session with the console as its terminal */
+    bool again;             /* started again when it ends */
+    bool silent;            /* its end is not worth a line */
+    long pid;               /* 0: not running */
+    int64_t started_ms;
+    int64_t due_ms;         /* when it is to be started; -1: not */
+};
+
+/* Starts it now. Returns 0 or a negative errno. */
+int process_start(struct process *process);
+
+/* In the child: a fresh start for whatever is executed next, or for a function of this program. */
+void process_become_child(bool session);
+
+/* The environment of every program. */
+extern const char *const PROCESS_ENVIRONMENT[];
+
+/* Reaps all that have ended; for one of `table` notes it, says so and sets due_ms if it is to come
+ * again (a second later if it lived less than a second). Returns how many were reaped. */
+int process_reap(struct process *table, unsigned count);
+
+/* Ends every process but this one: SIGTERM, after `grace_ms` SIGKILL, until none is left or another
+ * `grace_ms` have gone by. */
+void process_end_all(int signal_fd, int64_t grace_ms);
+
+#endif

@@ -1,0 +1,188 @@
+"""Certificates made here are found, chosen and believed as they should be."""
+
+import logging
+import ssl
+import stat
+from pathlib import Path
+
+import pytest
+
+from smallstack.identity import certificate, pki
+from smallstack.identity.credentials import ClientCredentials, Pair, ServerCredentials, find_pairs
+from smallstack.identity.errors import (
+    AuthorityError,
+    CertificateError,
+    CredentialsExpiredError,
+    NoCredentialsError,
+)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> pki.Authority:
+    return pki.make_ca(tmp_path_factory.mktemp("pki"))
+
+
+def _server(authority: pki.Authority, place: Path) -> ServerCredentials:
+    pair = Pair(*pki.issue(authority, "server", server=True, names=["localhost"]).write(place))
+    return ServerCredentials(pair, authority.directory / "ca.pem")
+
+
+def handshake(
+    server: ssl.SSLContext, client: ssl.SSLContext
+) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """Both ends of a finished handshake in memory; raises ssl.SSLError of either side."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    there = server.wrap_bio(to_server, to_client, server_side=True)
+    here = client.wrap_bio(to_client, to_server)
+    waiting = [here, there]
+    while waiting:
+        for side in list(waiting):
+            try:
+                side.do_handshake()
+                waiting.remove(side)
+            except ssl.SSLWantReadError:
+                pass
+    return there, here
+
+
+def test_a_user_from_make_to_peer(authority: pki.Authority, tmp_path: Path) -> None:
+    user = pki.issue(authority, "alice", groups=["dev"], methods=["Hypervisor.*"])
+    user.write(tmp_path / "alice", "alice")
+    client = ClientCredentials.load(tmp_path / "alice")
+    there, _ = handshake(_server(authority, tmp_path / "s").context, client.context)
+    leaf = there.getpeercert(binary_form=True)
+    assert leaf is not None
+    assert certificate.identify([leaf]) == certificate.Identity(
+        "alice", frozenset({"dev"}), frozenset({"Hypervisor.*"})
+    )
+
+
+def test_keys_are_private_and_files_whole(authority: pki.Authority, tmp_path: Path) -> None:
+    place, key = pki.issue(authority, "alice").write(tmp_path, "alice")
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE((authority.directory / "ca.key").stat().st_mode) == 0o600
+    assert sorted(p.name for p in tmp_path.iterdir()) == [place.name, key.name]
+
+
+def test_a_client_without_or_with_a_wrong_certificate_is_refused(
+    authority: pki.Authority, tmp_path: Path
+) -> None:
+    server = _server(authority, tmp_path / "s")
+    other = pki.make_ca(tmp_path / "other")
+    pki.issue(other, "mallory", methods=["*.*"]).write(tmp_path / "m")
+    pki.issue(authority, "daemon", server=True).write(tmp_path / "d")
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    bare.check_hostname = False
+    bare.verify_mode = ssl.CERT_NONE
+    with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        handshake(server.context, bare)
+    with pytest.raises(ssl.SSLError, match="certificate verify failed"):
+        handshake(server.context, ClientCredentials.load(tmp_path / "m").context)
+    with pytest.raises(ssl.SSLError, match="certificate purpose"):
+        handshake(server.context, ClientCredentials.load(tmp_path / "d").context)
+    there, _ = handshake(server.page_context, bare)
+    assert there.getpeercert(binary_form=True) is None
+
+
+def test_tls_before_1_2_is_refused(authority: pki.Authority, tmp_path: Path) -> None:
+    pki.issue(authority, "alice").write(tmp_path / "a")
+    client = ClientCredentials.load(tmp_path / "a")
+    client.context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    with pytest.warns(DeprecationWarning):
+        client.context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError):
+        handshake(_server(authority, tmp_path / "s").context, client.context)
+
+
+def test_the_client_may_verify_the_server(authority: pki.Authority, tmp_path: Path) -> None:
+    server = _server(authority, tmp_path / "s")
+    pki.issue(authority, "alice").write(tmp_path / "a")
+    client = ClientCredentials.load(tmp_path / "a", authority.directory / "ca.pem")
+    handshake(server.context, client.context)
+    other = pki.make_ca(tmp_path / "other")
+    suspicious = ClientCredentials.load(tmp_path / "a", other.directory / "ca.pem")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(server.context, suspicious.context)
+    pki.issue(authority, "eve").write(tmp_path / "e")
+    impostor = ServerCredentials(
+        Pair(tmp_path / "e" / "cert.pem", tmp_path / "e" / "key.pem"),
+        authority.directory / "ca.pem",
+    )
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate purpose"):
+        handshake(impostor.context, client.context)
+
+
+def test_identity_authority_gives_no_methods(authority: pki.Authority, tmp_path: Path) -> None:
+    identities = pki.make_ca(tmp_path / "id", "identities", identity_only=True)
+    assert pki.Authority.load(tmp_path / "id", identity_only=True).directory == tmp_path / "id"
+    pki.issue(identities, "ida", groups=["dev"], methods=["*.*"]).write(tmp_path / "ida")
+    server = ServerCredentials(
+        Pair(*pki.issue(authority, "server", server=True).write(tmp_path / "s")),
+        authority.directory / "ca.pem",
+        tmp_path / "id" / "identity-ca.pem",
+    )
+    there, _ = handshake(server.context, ClientCredentials.load(tmp_path / "ida").context)
+    leaf = there.getpeercert(binary_form=True)
+    assert leaf is not None
+    found = certificate.identify([leaf], server.authorities)
+    assert found == certificate.Identity("ida", frozenset({"dev"}), frozenset())
+
+
+def test_the_best_pair_is_chosen(authority: pki.Authority, tmp_path: Path) -> None:
+    pki.issue(authority, "a", days=900).write(tmp_path, "long")
+    pki.issue(authority, "b", methods=["A.b", "C.d"]).write(tmp_path, "two")
+    pki.issue(authority, "c", methods=["*.*"], days=9).write(tmp_path)
+    (tmp_path / "lonely.key").touch()
+    assert [pair.certificate.name for pair in find_pairs(tmp_path)] == [
+        "cert.pem",
+        "long.cert",
+        "two.cert",
+    ]
+    assert ClientCredentials.load(tmp_path).pair.certificate.name == "cert.pem"
+    (tmp_path / "key.pem").unlink()
+    assert ClientCredentials.load(tmp_path).pair.certificate.name == "two.cert"
+    (tmp_path / "two.key").unlink()
+    assert ClientCredentials.load(tmp_path).pair.certificate.name == "long.cert"
+
+
+def test_missing_broken_and_expired(
+    authority: pki.Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(NoCredentialsError, match="smallstack pki issue"):
+        ClientCredentials.load(tmp_path / "none")
+    pki.issue(authority, "old", days=-1 + 1).write(tmp_path, "old")
+    with pytest.raises(CredentialsExpiredError, match=r"old\.cert expired .* ago"):
+        ClientCredentials.load(tmp_path)
+    pair = Pair(*pki.issue(authority, "server", server=True, days=0).write(tmp_path / "s"))
+    with caplog.at_level(logging.WARNING, "smallstack"):
+        ServerCredentials(pair, authority.directory / "ca.pem")
+    assert "expired" in caplog.text
+    pki.issue(authority, "one").write(tmp_path / "x", "x")
+    pki.issue(authority, "two").write(tmp_path / "y", "x")
+    (tmp_path / "x" / "x.key").write_bytes((tmp_path / "y" / "x.key").read_bytes())
+    with pytest.raises(CertificateError, match="its key is not"):
+        ClientCredentials.load(tmp_path / "x")
+    (tmp_path / "x" / "x.key").write_text("garbage")
+    with pytest.raises(CertificateError, match=r"x\.cert"):
+        ClientCredentials.load(tmp_path / "x")
+    with pytest.raises(CertificateError, match=r"nothing\.pem"):
+        ServerCredentials(pair, tmp_path / "nothing.pem")
+
+
+def test_authority_errors(authority: pki.Authority, tmp_path: Path) -> None:
+    with pytest.raises(AuthorityError, match="make-ca"):
+        pki.Authority.load(tmp_path)
+    with pytest.raises(AuthorityError, match="there already"):
+        pki.make_ca(authority.directory)
+    for methods in (["StartVm"], ["a.b.c"], ["a. b"], [""]):
+        with pytest.raises(AuthorityError, match=r"Service\.Method"):
+            pki.issue(authority, "x", methods=methods)
+    with pytest.raises(AuthorityError, match="1 to 64"):
+        pki.issue(authority, "")
+
+
+def test_the_list_of_what_was_issued(tmp_path: Path) -> None:
+    authority = pki.make_ca(tmp_path)
+    pki.issue(authority, "zoe")
+    pki.issue(authority, "adam", groups=["dev"])
+    assert [one.common_name for one in pki.issued(tmp_path)] == ["adam", "zoe"]

@@ -23,8 +23,7 @@ def stages(created: Created) -> list[tuple[str, float]]:
             edges.append((name, seconds))
     edges.append(("", created.seconds_to_ack))
     return [
-        (name, following - begin)
-        for (name, begin), (_, following) in itertools.pairwise(edges)
+        (name, following - begin) for (name, begin), (_, following) in itertools.pairwise(edges)
     ]
 
 

@@ -14,7 +14,7 @@ import msgspec
 from smallstack.cli.breakdown import picture as draw
 from smallstack.cli.breakdown import table
 from smallstack.control.create import Created
-from smallstack.control.namespace import prepare
+from smallstack.control.namespace import become_init, prepare
 from smallstack.control.sandbox import Sandbox
 from smallstack.telemetry.errors import SmallStackError
 from smallstack.telemetry.timeline import Phase
@@ -33,11 +33,11 @@ class DemoError(SmallStackError):
 def run_inside(
     cache: Path, count: int, program: Path | None, picture: Path, status_fd: int | None
 ) -> int:
-    """Run the demo as the first process of its namespaces; its exit status.
+    """Run the demo inside its namespaces; its exit status.
 
     With ``status_fd`` (``--keep``) it writes ``up`` there and stays until it is killed.
     """
-    # A first process gets only the signals it has asked for.
+    become_init()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return asyncio.run(_demo(cache, count, program, picture, status_fd))

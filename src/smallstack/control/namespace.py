@@ -8,6 +8,7 @@ with the last of them the network namespace goes, with its bridges, taps and rul
 import ctypes
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def unshare_command(command: Sequence[str]) -> list[str]:
 
 
 def inside() -> bool:
-    """Whether this process was started through ``enter``."""
+    """Whether this process is the first one inside, started by ``unshare_command``."""
     return os.environ.get(INSIDE) == "1" and os.getpid() == 1
 
 
@@ -55,6 +56,24 @@ def enter(command: Sequence[str]) -> None:
         os.execvp(vector[0], vector)
     except OSError as error:
         raise NamespaceError(what="run unshare", reason=error.strerror) from None
+
+
+def become_init() -> None:
+    """Inside: leave a first process behind that only reaps, and go on in a child of it.
+
+    Orphans of the namespace (a QEMU whose agent was restarted) become the first process's children.
+    It hands SIGTERM and SIGINT on and ends with the child's status, and with it the namespace.
+    """
+    child = os.fork()
+    if child == 0:
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # A terminal's Ctrl-C reaches the child by itself: only SIGTERM is handed on.
+        signal.signal(number, lambda got, _: got == signal.SIGTERM and os.kill(child, got))
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def prepare(private: Path, size_mib: int) -> None:

@@ -28,6 +28,17 @@ SUBNET_ID = "demo"
 BRIDGE = "smallstack0"
 HYPERVISOR = "localhost:6976"
 IMAGE_SERVER = "localhost:6971"
+USER = "demo"
+DAEMON_METHODS = {
+    "imageserver": [],
+    "hypervisor": [
+        "ImageServer.CheckDirectory",
+        "ImageServer.FindLatestImage",
+        "ImageServer.GetImage",
+        "ObjectServer.GetObjects",
+    ],
+}
+"""The daemons, and what each may call at others."""
 
 
 class DaemonError(SmallStackError):
@@ -177,7 +188,7 @@ class Sandbox:
             name,
             *options,
             "--ca-file",
-            str(self.directory / "pki" / "CA.pem"),
+            str(self.directory / "pki" / "ca.pem"),
             "--cert-file",
             str(keys / "cert.pem"),
             "--key-file",
@@ -187,9 +198,14 @@ class Sandbox:
         self._daemons.append(await start_daemon(name, command, log, self.directory))
 
     def _make_keys(self) -> None:
+        # Imported here: the cryptography package is slow to load and clients never need it.
         from smallstack.identity import pki
 
-        pki.make_demo(self.directory / "pki", self.certificates)
+        authority = pki.make_ca(self.directory / "pki", "SmallStack sandbox")
+        for name, methods in DAEMON_METHODS.items():
+            pair = pki.issue(authority, name, server=True, methods=methods, names=["localhost"])
+            pair.write(self.directory / "pki" / name)
+        pki.issue(authority, USER, methods=["*.*"]).write(self.certificates)
 
 
 def pool(count: int) -> list[Address]:

@@ -1,0 +1,1 @@
+"""DHCP for guests: ``packet`` (bytes), ``leases`` (decisions), ``frame``, ``server`` (sockets)."""

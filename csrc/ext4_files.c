@@ -1,0 +1,207 @@
+/* Reads objects and checks them; see ext4_files.h. */
+#include "ext4_files.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int ss_files_open(struct ss_files *files)
+{
+    memset(files, 0, sizeof *files);
+    files->fd = -1;
+    files->wanted = malloc(SS_FILES_BATCH * sizeof *files->wanted);
+    files->digests = malloc((size_t)SS_FILES_BATCH * SS_BLAKE3_SIZE);
+    files->pending = malloc(SS_FILES_PENDING * sizeof *files->pending);
+    files->pending_index = malloc(SS_FILES_PENDING * sizeof *files->pending_index);
+    files->pending_digest = malloc(SS_FILES_PENDING * sizeof *files->pending_digest);
+    if (files->wanted == NULL || files->digests == NULL || files->pending == NULL ||
+        files->pending_index == NULL || files->pending_digest == NULL)
+        return -ENOMEM;
+    return 0;
+}
+
+void ss_files_free(struct ss_files *files)
+{
+    free(files->wanted);
+    free(files->digests);
+    free(files->pending);
+    free(files->pending_index);
+    free(files->pending_digest);
+    files->wanted = NULL;
+}
+
+/* Files come up in the order of the tree, so the digests of the next ones can be asked for. */
+static int fetch_digests(struct ss_files *files, struct ss_plan *plan, uint32_t index)
+{
+    const struct ss_tree *tree = plan->tree;
+    int rc = ss_files_check(files, plan); /* those pending refer to the batch before */
+
+    if (rc < 0)
+        return rc;
+    files->have = files->next = 0;
+    for (uint32_t i = index; i < tree->inode_count && files->have < SS_FILES_BATCH; i++)
+        if (plan->facts.links[i] > 0 && ss_tree_size(&tree->inodes[i]) > 0)
+            files->wanted[files->have++] = i;
+    rc = plan->source->digests(plan->source->context, files->wanted, files->have, files->digests);
+    return rc < 0 ? ss_plan_fail(plan, rc, SS_EXT4_OBJECT_OPEN, index) : 0;
+}
+
+int ss_files_begin(struct ss_files *files, struct ss_plan *plan, uint32_t index)
+{
+    const struct ss_inode *inode = &plan->tree->inodes[index];
+    int rc;
+
+    if (plan->source->digests != NULL && files->next == files->have &&
+        (rc = fetch_digests(files, plan, index)) < 0)
+        return rc;
+    files->index = index;
+    files->size = inode->size;
+    files->done = 0;
+    files->small = false;
+    files->fd = plan->source->open(plan->source->context, index, inode->hash);
+    if (files->fd < 0) {
+        rc = files->fd;
+        files->fd = -1;
+        return ss_plan_fail(plan, rc, SS_EXT4_OBJECT_OPEN, index);
+    }
+    if (plan->source->digests != NULL)
+        ss_blake3_start(&files->hash);
+    return 0;
+}
+
+static int wrong(struct ss_plan *plan, enum ss_ext4_what what, uint32_t index, uint64_t have)
+{
+    plan->report->wanted = plan->tree->inodes[index].size;
+    plan->report->have = have;
+    return ss_plan_fail(plan, -EBADMSG, what, index);
+}
+
+int ss_files_check(struct ss_files *files, struct ss_plan *plan)
+{
+    uint32_t count = files->pending_count;
+
+    files->pending_count = 0;
+    if (count == 0)
+        return 0;
+    ss_blake3_small(files->pending, count);
+    for (uint32_t i = 0; i < count; i++) {
+        const uint8_t *digest = files->digests + (size_t)files->pending_digest[i] * SS_BLAKE3_SIZE;
+        if (memcmp(files->pending[i].digest, digest, SS_BLAKE3_SIZE) != 0)
+            return wrong(plan, SS_EXT4_OBJECT_CORRUPT, files->pending_index[i],
+                         files->pending[i].length);
+    }
+    return 0;
+}
+
+/* Exactly `length` bytes from byte files->done on. */
+static int read_all(struct ss_files *files, struct ss_plan *plan, uint8_t *to, size_t length)
+{
+    while (length > 0) {
+        ssize_t got = pread(files->fd, to, length, (off_t)files->done);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return ss_plan_fail(plan, -errno, SS_EXT4_OBJECT_READ, files->index);
+        if (got == 0)
+            return wrong(plan, SS_EXT4_OBJECT_SHORT, files->index, files->done);
+        to += got;
+        length -= (size_t)got;
+        files->done += (uint64_t)got;
+    }
+    return 0;
+}
+
+/* A hole's zeros count in the digest too. */
+static void pass_hole(struct ss_files *files, const struct ss_plan *plan, uint64_t to)
+{
+    static const uint8_t zeros[65536];
+    if (to > files->size)
+        to = files->size;
+    while (files->done < to) {
+        uint64_t part = to - files->done < sizeof zeros ? to - files->done : sizeof zeros;
+        if (plan->source->digests != NULL)
+            ss_blake3_update(&files->hash, zeros, part);
+        files->done += part;
+    }
+}
+
+/* A file that fits into what is left of the buffer is hashed with its neighbours. */
+static int copy_small(struct ss_files *files, struct ss_plan *plan, struct ss_sink *sink,
+                      size_t padded)
+{
+    uint8_t *to = sink->buffer + sink->fill;
+    size_t size = files->size;
+    int rc = read_all(files, plan, to, size);
+
+    if (rc < 0)
+        return rc;
+    memset(to + size, 0, padded - size);
+    sink->fill += padded;
+    if (plan->source->digests != NULL) {
+        uint32_t slot = files->pending_count++;
+        files->small = true;
+        files->pending[slot].data = to;
+        files->pending[slot].length = size;
+        files->pending_index[slot] = files->index;
+        files->pending_digest[slot] = files->next;
+    }
+    return 0;
+}
+
+int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *sink,
+                  uint32_t logical, uint32_t length)
+{
+    uint64_t end = ((uint64_t)logical + length) * EXT4_BLOCK;
+    size_t padded = (size_t)length * EXT4_BLOCK;
+    int rc;
+
+    pass_hole(files, plan, (uint64_t)logical * EXT4_BLOCK);
+    if (files->done == 0 && end >= files->size && files->size <= SS_BLAKE3_SMALL) {
+        if (sink->room - sink->fill < padded || files->pending_count == SS_FILES_PENDING) {
+            if ((rc = ss_files_check(files, plan)) < 0)
+                return rc;
+            if (sink->room - sink->fill < padded && (rc = ss_sink_flush(sink)) < 0)
+                return ss_plan_fail(plan, rc, SS_EXT4_WRITE, 0);
+        }
+        return copy_small(files, plan, sink, padded);
+    }
+    while (padded > 0) {
+        if (sink->fill == sink->room) {
+            if ((rc = ss_files_check(files, plan)) < 0)
+                return rc;
+            if ((rc = ss_sink_flush(sink)) < 0)
+                return ss_plan_fail(plan, rc, SS_EXT4_WRITE, 0);
+        }
+        size_t part = sink->room - sink->fill < padded ? sink->room - sink->fill : padded;
+        size_t bytes = files->size - files->done < part ? files->size - files->done : part;
+        uint8_t *to = sink->buffer + sink->fill;
+        if ((rc = read_all(files, plan, to, bytes)) < 0)
+            return rc;
+        if (plan->source->digests != NULL)
+            ss_blake3_update(&files->hash, to, bytes);
+        memset(to + bytes, 0, part - bytes);
+        sink->fill += part;
+        padded -= part;
+    }
+    return 0;
+}
+
+int ss_files_end(struct ss_files *files, struct ss_plan *plan, int rc)
+{
+    close(files->fd);
+    files->fd = -1;
+    if (plan->source->digests == NULL || rc < 0)
+        return rc;
+    if (!files->small) {
+        uint8_t digest[SS_BLAKE3_SIZE];
+        pass_hole(files, plan, files->size);
+        ss_blake3_finish(&files->hash, digest);
+        if (memcmp(digest, files->digests + (size_t)files->next * SS_BLAKE3_SIZE,
+                   SS_BLAKE3_SIZE) != 0)
+            rc = wrong(plan, SS_EXT4_OBJECT_CORRUPT, files->index, files->done);
+    }
+    files->next++;
+    return rc;
+}

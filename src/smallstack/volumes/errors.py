@@ -1,0 +1,63 @@
+"""What can go wrong with volumes; each class's docstring is its message."""
+
+from smallstack.telemetry.errors import SmallStackError
+
+
+class VolumeError(SmallStackError):
+    """{detail}"""
+
+
+class TreeInvalidError(VolumeError):
+    """the image's tree cannot be written: {path!r}: {detail}"""
+
+
+class XattrsTooLargeError(VolumeError):
+    """the extended attributes of {path!r} do not fit into one 4096-byte block: drop some of them"""
+
+
+class RootTooSmallError(VolumeError):
+    """the image needs {needed} bytes, the root file-system has {size}: ask for more free bytes"""
+
+
+class RootSizeError(VolumeError):
+    """a root file-system cannot have {size} bytes: it can have 8 MiB to 16 TiB"""
+
+
+class RootTooLargeError(VolumeError):
+    """root file-system too large"""
+
+
+class TooManyInodesError(VolumeError):
+    """the image has {needed} files, a root of {size} bytes holds {have}: ask for more free bytes"""
+
+
+class ObjectError(VolumeError):
+    """object {hash} of {path!r}: {detail}"""
+
+
+class ObjectUnreadableError(ObjectError):
+    """object {hash} of {path!r} cannot be read: {detail}"""
+
+
+class CorruptObjectError(ObjectError):
+    """object {hash} of {path!r} is corrupt ({detail}): it was dropped and has to be fetched again"""
+
+
+class VolumeWriteError(VolumeError):
+    """cannot write volume {path}: {detail}"""
+
+
+class UnsupportedFirmwareError(VolumeError):
+    """no root volume can be made for firmware {firmware}: only BIOS (the default) is known"""
+
+
+class LayerError(VolumeError):
+    """cannot make a layer over {brick}: {detail}"""
+
+
+class LayerFullError(LayerError):
+    """the root of {brick} has no room left for the overlay: {detail}"""
+
+
+class LayerPathError(LayerError):
+    """overlay path {path!r}: {detail}"""

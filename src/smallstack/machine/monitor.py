@@ -1,0 +1,74 @@
+"""The agent's session with QEMU's monitor (QMP), over a socket that is already connected."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Mapping
+
+from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import Runstate as QmpRunstate
+from qemu.qmp.error import QMPError
+from qemu.qmp.message import Message
+from qemu.qmp.qmp_client import ExecuteError
+
+from smallstack.machine.errors import MonitorError, MonitorLostError
+
+# The library reports every connection that ends; here that is how machines end.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+logging.getLogger("qemu.qmp").propagate = False
+
+
+class Monitor:
+    """One QMP session; ``on_event(name, data)`` is called for every event, in order."""
+
+    def __init__(self, name: str, on_event: Callable[[str, Mapping[str, object]], None]) -> None:
+        self._name = name
+        self._on_event = on_event
+        self._client = QMPClient(name)
+        self._client.register_listener(EventListener(event_filter=self._hear))
+        self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self, sock: socket.socket, on_up: Callable[[], None]) -> None:
+        """Greet, call ``on_up``, stay until QEMU hangs up; never raises for a lost connection."""
+        try:
+            await self._client.connect(sock)
+            if not self._up.done():
+                self._up.set_result(None)
+            on_up()
+            while self._client.runstate is QmpRunstate.RUNNING:
+                await self._client.runstate_changed()
+        except (QMPError, OSError, EOFError):
+            pass
+        finally:
+            await self._hang_up()
+
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Run one command, waiting for the session to be up first.
+
+        Raises MonitorError if QEMU refuses, MonitorLostError if there is no session any more.
+        """
+        await asyncio.shield(self._up)
+        try:
+            return await self._client.execute(command, arguments)
+        except ExecuteError as error:
+            raise MonitorError(name=self._name, command=command, detail=str(error)) from error
+        except (QMPError, OSError, EOFError) as error:
+            raise MonitorLostError(name=self._name, detail=str(error)) from error
+
+    def _hear(self, event: Message) -> bool:
+        data = event.get("data", {})
+        self._on_event(str(event["event"]), data if isinstance(data, Mapping) else {})
+        return False  # nothing is queued: it has been heard
+
+    def lost(self) -> None:
+        """There will be no session (any more): whoever waits for one gets MonitorLostError."""
+        if not self._up.done():
+            self._up.set_exception(MonitorLostError(name=self._name, detail="QEMU hung up"))
+            self._up.exception()  # seen: nobody has to be waiting for it
+
+    async def _hang_up(self) -> None:
+        self.lost()
+        if self._client.runstate is not QmpRunstate.IDLE:
+            with contextlib.suppress(QMPError, OSError, EOFError):
+                await self._client.disconnect()

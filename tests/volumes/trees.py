@@ -79,7 +79,7 @@ def scan(root: Path, objects: Objects) -> FileSystem:
     seen: dict[tuple[int, int], int] = {}
 
     def walk(directory: bytes, parent: int) -> None:
-        for name in sorted(os.listdir(directory)):
+        for name in sorted(os.listdir(directory)):  # noqa: PTH208 - bytes
             path = directory + b"/" + name
             st = os.lstat(path)
             if stat.S_ISSOCK(st.st_mode):
@@ -95,7 +95,7 @@ def scan(root: Path, objects: Objects) -> FileSystem:
                     xattrs=xattrs_of(path),
                     size=st.st_size if regular else 0,
                     hash=objects.add(Path(os.fsdecode(path)).read_bytes()) if regular else b"",
-                    target=os.readlink(path) if stat.S_ISLNK(st.st_mode) else b"",
+                    target=os.readlink(path) if stat.S_ISLNK(st.st_mode) else b"",  # noqa: PTH115
                     rdev=st.st_rdev if stat.S_ISCHR(st.st_mode) or stat.S_ISBLK(st.st_mode) else 0,
                 )
                 seen[st.st_dev, st.st_ino] = inode

@@ -40,7 +40,7 @@ class ObjectUnreadableError(ObjectError):
 
 
 class CorruptObjectError(ObjectError):
-    """object {hash} of {path!r} is corrupt ({detail}): it was dropped and has to be fetched again"""
+    """object {hash} of {path!r} is corrupt ({detail}): dropped, it has to be fetched again"""
 
 
 class VolumeWriteError(VolumeError):

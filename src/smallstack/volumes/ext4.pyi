@@ -1,6 +1,7 @@
 """Types of the ext4 glue."""
 
 from collections.abc import Callable
+
 from typing_extensions import Buffer
 
 from smallstack.proto.filesystem import FileSystem

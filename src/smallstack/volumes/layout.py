@@ -1,6 +1,7 @@
 """What the writer tells about a finished root, and names for inodes in messages."""
 
 import struct
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,3 +74,9 @@ def _entry_of(tree: PackedTree, index: int) -> tuple[int, bytes] | None:
             if mode & _TYPE_MASK == _TYPE_DIRECTORY and first <= position < first + count:
                 return directory, bytes(tree.blob[offset : offset + length])
     return None
+
+
+def newest_mtime(tree: PackedTree) -> int:
+    """Seconds: the latest mtime in a tree, not in the future: when its file system "was made"."""
+    times = memoryview(tree.inodes).cast("q")[2::18]
+    return max(0, min(max(times, default=0), int(time.time()), 0xFFFFFFFF))

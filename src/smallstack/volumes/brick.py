@@ -1,0 +1,288 @@
+"""Bricks: root disks written once for an image, a size and a firmware, and then only read.
+
+States of a brick, by the files in the store's directory::
+
+    (nothing) ──get──► KEY.~N being written ──rename──► KEY + KEY.pending ──fsync──► KEY
+        ▲                    │ failure, or found at start        │
+        └────────────────────┴───────────────────────────────────┘ found after a crash of the host
+
+A create does not wait for the fsync: until it is done the mark ``KEY.pending`` stands beside the
+brick and names the host's boot. An agent that starts and finds the mark of the same boot knows that
+the kernel still has every byte, and syncs again; the mark of another boot means that the host
+went down in between, and the brick is removed. It is made anew from the same inputs when it is next
+asked for, bit for bit, so a layer over it stays valid.
+"""
+
+import asyncio
+import inspect
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import ENOENT
+from pathlib import Path
+from typing import Final, Protocol
+
+from blake3 import blake3
+
+from smallstack.proto.enums import FirmwareType
+from smallstack.proto.filesystem import FileSystem
+from smallstack.telemetry.errors import describe
+from smallstack.volumes import ext4
+from smallstack.volumes.errors import (
+    CorruptObjectError,
+    ObjectUnreadableError,
+    UnsupportedFirmwareError,
+    VolumeWriteError,
+)
+from smallstack.volumes.layout import Layout, newest_mtime
+from smallstack.volumes.partition import PARTITION_OFFSET, partition_table
+
+WRITER_VERSION: Final = 1
+"""Part of every brick's key: raised whenever the same inputs give other bytes."""
+
+_TEMPORARY: Final = ".~"
+_PENDING: Final = ".pending"
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_log = logging.getLogger("smallstack.volumes")
+
+
+class Objects(Protocol):
+    """What a brick store needs of the object cache."""
+
+    @property
+    def directory(self) -> Path:
+        """Holds the objects as <2 hex>/<2 hex>/<124 hex>."""
+
+    def blake3(self, hash_: bytes, /) -> bytes:
+        """The 32-byte BLAKE3 of an object by its SHA-512."""
+
+    def drop(self, hash_: bytes, /) -> Awaitable[object] | None:
+        """Forget an object, so that it is fetched again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brick:
+    """A finished root disk: ``size`` bytes, the root partition from 1 MiB on. Never written to."""
+
+    path: Path
+    size: int
+    key: str
+
+
+def brick_key(image_digest: bytes, size: int, firmware: FirmwareType) -> str:
+    """The name of the brick of these inputs, 40 hex digits.
+
+    ``image_digest`` stands for the tree: equal digests mean equal trees.
+    """
+    bios = FirmwareType.BIOS if firmware == FirmwareType.DEFAULT else firmware
+    hasher = blake3(b"smallstack brick")
+    hasher.update(len(image_digest).to_bytes(2, "little") + image_digest)
+    hasher.update(b"".join(n.to_bytes(8, "little") for n in (size, int(bios), WRITER_VERSION)))
+    return hasher.hexdigest(length=20)
+
+
+class BrickStore:
+    """The bricks of one directory, which no other process uses.
+
+    Opening it removes what a killed agent left half-made. Raises VolumeWriteError.
+    """
+
+    def __init__(self, directory: Path, cache: Objects) -> None:
+        self.directory = directory
+        self.cache = cache
+        self._boot_id = _boot_id()
+        self._building: dict[str, asyncio.Task[Brick]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._unsynced: set[str] = set()
+        self.layouts: dict[str, Layout] = {}
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._clean()
+        except OSError as error:
+            raise _write_error(directory, error) from error
+
+    def _clean(self) -> None:
+        """Remove temporary files, and bricks that a crash of the host may have torn."""
+        for path in list(self.directory.iterdir()):
+            if _TEMPORARY in path.name:
+                path.unlink()
+            elif path.name.endswith(_PENDING):
+                brick = path.with_name(path.name.removesuffix(_PENDING))
+                if path.read_text() == self._boot_id and brick.exists():
+                    self._unsynced.add(brick.name)
+                    continue
+                _log.warning("removing brick %s: the host went down before it was safe", brick)
+                brick.unlink(missing_ok=True)
+                path.unlink()
+
+    def find(self, image_digest: bytes, size: int, firmware: FirmwareType) -> Brick | None:
+        """The finished brick of these inputs, or None."""
+        key = brick_key(image_digest, size, firmware)
+        path = self.directory / key
+        return Brick(path, size, key) if path.exists() else None
+
+    def list(self) -> list[Brick]:
+        """All finished bricks, by key."""
+        names = sorted(p.name for p in self.directory.iterdir() if "." not in p.name)
+        paths = [self.directory / name for name in names]
+        return [Brick(path, path.stat().st_size, path.name) for path in paths]
+
+    def remove(self, brick: Brick) -> None:
+        """Delete a brick; only when no layer lies over it."""
+        brick.path.unlink(missing_ok=True)
+        self._marker(brick.key).unlink(missing_ok=True)
+
+    async def get(
+        self,
+        fs: FileSystem,
+        image_digest: bytes,
+        size: int,
+        firmware: FirmwareType,
+        progress: Callable[[str], None] | None = None,
+    ) -> Brick:
+        """The brick of an image at ``size`` bytes (the whole disk), made if there is none yet.
+
+        Concurrent callers of one key share one build, which goes on when a caller is cancelled.
+        ``progress`` is told in words when something has to be waited for. The objects must be in
+        the cache and pinned. Raises CorruptObjectError after having dropped the object from the
+        cache (fetch it again and call again), RootTooSmallError, TooManyInodesError,
+        RootSizeError, TreeInvalidError, XattrsTooLargeError, ObjectUnreadableError,
+        UnsupportedFirmwareError, VolumeWriteError.
+        """
+        if firmware not in (FirmwareType.DEFAULT, FirmwareType.BIOS):
+            raise UnsupportedFirmwareError(firmware=firmware.name)
+        while self._unsynced:
+            self._start(self._sync(self._unsynced.pop()))
+        brick = self.find(image_digest, size, firmware)
+        if brick is not None:
+            return brick
+        key = brick_key(image_digest, size, firmware)
+        task = self._building.get(key)
+        if progress is not None:
+            progress("writing root volume" if task is None else "waiting for root volume")
+        if task is None:
+            task = asyncio.create_task(self._build(key, fs, size))
+            self._building[key] = task
+            task.add_done_callback(lambda done: self._built(key, done))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Wait for builds and syncs that are under way."""
+        await asyncio.gather(*self._building.values(), *self._background, return_exceptions=True)
+
+    async def synced(self) -> None:
+        """Wait until every finished brick is safe on disk."""
+        await asyncio.gather(*self._background)
+
+    def _built(self, key: str, task: asyncio.Task[Brick]) -> None:
+        del self._building[key]
+        if not task.cancelled():
+            task.exception()  # seen: a caller that went away must not make it a warning
+
+    async def _build(self, key: str, fs: FileSystem, size: int) -> Brick:
+        try:
+            brick = await asyncio.to_thread(self._write, key, fs, size)
+        except CorruptObjectError as error:
+            dropped = self.cache.drop(bytes.fromhex(error.hash))
+            if inspect.isawaitable(dropped):
+                await dropped
+            raise
+        self._start(self._sync(key))
+        return brick
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _marker(self, key: str) -> Path:
+        return self.directory / (key + _PENDING)
+
+    def _write(self, key: str, fs: FileSystem, size: int) -> Brick:
+        """Write a brick under a temporary name, then give it its own. Runs in a thread."""
+        path = self.directory / key
+        temporary = path.with_name(f"{key}{_TEMPORARY}{os.getpid()}")
+        try:
+            self.layouts[key] = write_disk(temporary, fs, self.cache, size, bytes.fromhex(key))
+            self._marker(key).write_text(self._boot_id)
+            temporary.rename(path)
+        except OSError as error:
+            raise _write_error(path, error) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        return Brick(path, size, key)
+
+    async def _sync(self, key: str) -> None:
+        """Make a brick durable, then take its mark away."""
+        try:
+            await asyncio.to_thread(self._sync_now, key)
+        except OSError as error:
+            # The mark stays: the brick serves until the host goes down, and is made again then.
+            _log.error("cannot sync brick %s: %s", key, describe(error))
+
+    def _sync_now(self, key: str) -> None:
+        for path, flags in ((self.directory / key, os.O_RDONLY), (self.directory, os.O_DIRECTORY)):
+            fd = os.open(path, flags | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        self._marker(key).unlink(missing_ok=True)
+
+
+def write_disk(path: Path, fs: FileSystem, cache: Objects, size: int, seed: bytes) -> Layout:
+    """Write a whole root disk of ``size`` bytes to a new file, without syncing it.
+
+    ``seed``, 16 bytes or more, gives the disk's signature and the file system's UUID. Raises what
+    :meth:`BrickStore.get` raises, and OSError.
+    """
+    table = partition_table(size, seed[-4:])
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    try:
+        directory = os.open(cache.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            os.pwrite(fd, table, 0)
+            return ext4.write_root(
+                fd,
+                fs,
+                directory,
+                blake3=cache.blake3,
+                size=size - PARTITION_OFFSET,
+                offset=PARTITION_OFFSET,
+                uuid=random_looking_uuid(seed),
+                time=newest_mtime(fs),
+                path=os.fspath(path),
+            )
+        finally:
+            os.close(directory)
+    except ObjectUnreadableError as error:
+        if error.errno == ENOENT:
+            raise CorruptObjectError(
+                hash=error.hash, path=error.path, detail="its file is gone"
+            ) from error
+        raise
+    finally:
+        os.close(fd)
+
+
+def random_looking_uuid(seed: bytes) -> bytes:
+    """The first 16 bytes of ``seed`` marked as a version 4 UUID (RFC 9562)."""
+    uuid = bytearray(seed[:16])
+    uuid[6] = uuid[6] & 0x0F | 0x40
+    uuid[8] = uuid[8] & 0x3F | 0x80
+    return bytes(uuid)
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:  # pragma: no cover - every Linux has it
+        return ""
+
+
+def _write_error(path: Path, error: OSError) -> VolumeWriteError:
+    return VolumeWriteError(path=path, detail=error.strerror or str(error), errno=error.errno)

@@ -17,7 +17,8 @@ enum ss_tree_fault {
     SS_TREE_NO_INODE,         /* an entry for an inode that is not there */
     SS_TREE_LINKED_DIRECTORY, /* a directory with two names, or a loop */
     SS_TREE_BAD_TARGET,       /* a symlink to nothing, or longer than 4095 bytes */
-    SS_TREE_BAD_TIME          /* nanoseconds outside 0 … 999999999 */
+    SS_TREE_BAD_TIME,         /* nanoseconds outside 0 … 999999999 */
+    SS_TREE_DUPLICATE_INODE   /* a number twice in the inode table */
 };
 
 struct ss_tree_problem {

@@ -14,11 +14,14 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Final, NamedTuple, TypeAlias
 
+from msgspec import field
+
 from smallstack.proto import tree
 from smallstack.proto.errors import TreeError
 from smallstack.proto.kinds import (
     HASH_SIZE,
     NANOSECONDS_PER_SECOND,
+    Embedded,
     Hash,
     Int32,
     Int64,
@@ -129,9 +132,20 @@ class SpecialInode(Message, kw_only=True):
 GenericInode: TypeAlias = Annotated[
     DirectoryInode | RegularInode | ComputedRegularInode | SymlinkInode | SpecialInode | None,
     Wire("interface", "filesystem.GenericInode"),
-    Named("filesystem", "GenericInode"),
 ]
 """Any inode: an interface value, which travels under the name ``*filesystem.RegularInode`` etc."""
+
+
+class FileSystemRecord(Message, kw_only=True):
+    """What a :class:`FileSystem` is on the wire; the codecs never make one of these."""
+
+    go_package: ClassVar[str] = "filesystem"
+    go_type: ClassVar[str] = "FileSystem"
+    inode_table: Annotated[dict[Uint64, GenericInode], Named("filesystem", "InodeTable")] = {}
+    num_regular_inodes: Uint64 = 0
+    total_data_bytes: Uint64 = 0
+    directory_count: Uint64 = 0
+    directory_inode: Embedded[DirectoryInode] = field(default_factory=DirectoryInode)
 
 
 class Inode(NamedTuple):

@@ -102,9 +102,13 @@ def go_name(attribute: str) -> str:
 
 
 class Message(msgspec.Struct, kw_only=True, rename=go_name):
-    """What every message and record derives from; ``go_package`` qualifies its name in lists."""
+    """What every message and record derives from.
+
+    ``go_package`` qualifies its name in lists; ``go_type`` is the name when not the class's own.
+    """
 
     go_package: ClassVar[str] = ""
+    go_type: ClassVar[str] = ""
 
 
 NANOSECONDS_PER_SECOND: Final = 1_000_000_000

@@ -9,6 +9,7 @@ class LocalUpgradeToUnixRequestOne(Message, kw_only=True):
     """First request of ``.LocalUpgradeToUnix``; the cookie has 8 bytes."""
 
     go_package: ClassVar[str] = "srpc"
+    go_type: ClassVar[str] = "localUpgradeToUnixRequestOne"
     client_cookie: bytes = b""
 
 
@@ -16,6 +17,7 @@ class LocalUpgradeToUnixResponseOne(Message, kw_only=True):
     """Its reply; a path that starts with ``@`` is an abstract socket."""
 
     go_package: ClassVar[str] = "srpc"
+    go_type: ClassVar[str] = "localUpgradeToUnixResponseOne"
     error: str = ""
     server_cookie: bytes = b""
     socket_pathname: str = ""
@@ -25,6 +27,7 @@ class LocalUpgradeToUnixRequestTwo(Message, kw_only=True):
     """Sent over TCP once the server's cookie was sent over the Unix socket."""
 
     go_package: ClassVar[str] = "srpc"
+    go_type: ClassVar[str] = "localUpgradeToUnixRequestTwo"
     sent_server_cookie: bool = False
 
 
@@ -32,4 +35,5 @@ class LocalUpgradeToUnixResponseTwo(Message, kw_only=True):
     """The server's last word over TCP."""
 
     go_package: ClassVar[str] = "srpc"
+    go_type: ClassVar[str] = "localUpgradeToUnixResponseTwo"
     error: str = ""

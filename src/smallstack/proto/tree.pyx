@@ -3,38 +3,9 @@
 """Checks and sums over packed trees: glue over csrc/tree_check.c."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from smallstack.proto.errors import TreeError
-
-cdef extern from "tree.h":
-    struct ss_inode:
-        uint64_t number
-        uint64_t size
-        uint32_t mode
-        uint32_t flags
-        uint8_t hash[64]
-
-    struct ss_entry:
-        uint32_t inode
-        uint32_t name_off
-        uint32_t name_len
-
-cdef extern from "tree_check.h" nogil:
-    enum ss_tree_fault:
-        SS_TREE_BAD_MODE, SS_TREE_BAD_RANGE, SS_TREE_BAD_NAME, SS_TREE_DUPLICATE_NAME
-        SS_TREE_NO_INODE, SS_TREE_LINKED_DIRECTORY, SS_TREE_BAD_TARGET, SS_TREE_BAD_TIME
-
-    struct ss_tree_problem:
-        ss_tree_fault fault
-        uint32_t inode
-        uint32_t entry
-
-    int ss_tree_finish(ss_inode *, uint32_t *, ss_entry *, uint32_t *, const uint8_t *, uint64_t,
-                       ss_tree_problem *)
-    uint64_t ss_tree_usage(const ss_inode *, uint32_t)
-    void ss_tree_totals(const ss_inode *, uint32_t, uint64_t *, uint64_t *, uint64_t *)
 
 cdef dict _WHAT = {
     SS_TREE_BAD_MODE: "inode {number} has a mode without a file type, or one that does not fit",
@@ -45,7 +16,21 @@ cdef dict _WHAT = {
     SS_TREE_LINKED_DIRECTORY: "{name!r} in directory inode {number} is a directory with a second name",
     SS_TREE_BAD_TARGET: "symlink inode {number} has an empty target or one above 4095 bytes",
     SS_TREE_BAD_TIME: "inode {number} has nanoseconds outside 0 to 999999999",
+    SS_TREE_DUPLICATE_INODE: "inode number {number} is there twice",
 }
+
+
+cdef int check_tables(ss_inode *inodes, uint32_t *inode_count, ss_entry *entries,
+                      uint32_t *entry_count, const uint8_t *blob, uint64_t blob_len,
+                      ss_tree_problem *problem) noexcept nogil:
+    """ss_tree_finish, for other extensions."""
+    return ss_tree_finish(inodes, inode_count, entries, entry_count, blob, blob_len, problem)
+
+
+cpdef str describe(int fault, uint64_t number, bytes name):
+    """What is wrong with a tree, in words."""
+    return _WHAT[fault].format(number=number, name=name)
+
 
 cdef const ss_inode *_inodes(bytes inodes, uint32_t *count) except NULL:
     if len(inodes) % sizeof(ss_inode) or len(inodes) >= (<uint64_t>1 << 32) * sizeof(ss_inode):
@@ -87,7 +72,7 @@ def finish(bytes inodes not None, bytes entries not None, bytes blob not None):
         start = entry_table[problem.entry].name_off
         name = blob[start:start + min(entry_table[problem.entry].name_len, 255)]
     raise TreeError(
-        what=_WHAT[problem.fault].format(number=inode_table[problem.inode].number, name=name)
+        what=describe(problem.fault, inode_table[problem.inode].number, name)
     )
 
 

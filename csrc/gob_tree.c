@@ -1,0 +1,752 @@
+#include "gob_tree.h"
+
+#include <sys/stat.h>
+
+#define MAX_FIELDS 64       /* of the structures read here */
+#define MAX_XATTRS 1024     /* of one inode */
+#define MAX_XATTR_BYTES (1u << 20)
+
+const char *const gob_tree_names[GOB_TREE_KINDS] = {
+    "*filesystem.DirectoryInode", "*filesystem.RegularInode", "*filesystem.ComputedRegularInode",
+    "*filesystem.SymlinkInode",   "*filesystem.SpecialInode",
+};
+
+/* ---- reading -------------------------------------------------------------------------------- */
+
+enum role { /* the five kinds of inode, and */
+    ROLE_ENTRY = GOB_TREE_KINDS,
+    ROLE_SYSTEM,
+    ROLES
+};
+
+enum slot {
+    SKIP,
+    MODE,
+    UID,
+    GID,
+    NANOSECONDS,
+    SECONDS,
+    SIZE,
+    HASH,
+    SOURCE,
+    TARGET,
+    RDEV,
+    XATTRS,
+    ENTRIES,
+    NAME,
+    NUMBER,
+    TABLE,
+    REGULARS,
+    BYTES,
+    DIRECTORIES,
+    ROOT
+};
+
+#define BIT(role) (1u << (role))
+#define INODES 31u
+
+static const struct {
+    const char *name;
+    uint8_t slot, roles, kind, elem, key;
+} known_fields[] = {
+    {"Mode", MODE, INODES & ~BIT(GOB_TREE_SYMLINK), GOB_UINT, 0, 0},
+    {"Uid", UID, INODES, GOB_UINT, 0, 0},
+    {"Gid", GID, INODES, GOB_UINT, 0, 0},
+    {"MtimeNanoSeconds", NANOSECONDS, INODES & ~BIT(GOB_TREE_COMPUTED), GOB_INT, 0, 0},
+    {"MtimeSeconds", SECONDS, INODES & ~BIT(GOB_TREE_COMPUTED), GOB_INT, 0, 0},
+    {"Size", SIZE, BIT(GOB_TREE_REGULAR), GOB_UINT, 0, 0},
+    {"Hash", HASH, BIT(GOB_TREE_REGULAR), GOB_ARRAY, GOB_UINT, 0},
+    {"Source", SOURCE, BIT(GOB_TREE_COMPUTED), GOB_STRING, 0, 0},
+    {"Symlink", TARGET, BIT(GOB_TREE_SYMLINK), GOB_STRING, 0, 0},
+    {"Rdev", RDEV, BIT(GOB_TREE_SPECIAL), GOB_UINT, 0, 0},
+    {"Xattrs", XATTRS, INODES, GOB_MAP, GOB_BYTES, GOB_STRING},
+    {"EntryList", ENTRIES, BIT(GOB_TREE_DIRECTORY), GOB_SLICE, GOB_STRUCT, 0},
+    {"Name", NAME, BIT(ROLE_ENTRY), GOB_STRING, 0, 0},
+    {"InodeNumber", NUMBER, BIT(ROLE_ENTRY), GOB_UINT, 0, 0},
+    {"InodeTable", TABLE, BIT(ROLE_SYSTEM), GOB_MAP, GOB_INTERFACE, GOB_UINT},
+    {"NumRegularInodes", REGULARS, BIT(ROLE_SYSTEM), GOB_UINT, 0, 0},
+    {"TotalDataBytes", BYTES, BIT(ROLE_SYSTEM), GOB_UINT, 0, 0},
+    {"DirectoryCount", DIRECTORIES, BIT(ROLE_SYSTEM), GOB_UINT, 0, 0},
+    {"DirectoryInode", ROOT, BIT(ROLE_SYSTEM), GOB_STRUCT, 0, 0},
+};
+
+/* Which field of a wire structure fills which slot; made once per structure, as a rule. */
+struct plan {
+    uint32_t type;
+    uint8_t slot[MAX_FIELDS];
+};
+
+struct reader {
+    const struct gob_types *types;
+    struct gob_cursor *in;
+    struct gob_tree *tree;
+    struct plan plan[ROLES];
+    uint64_t max_inodes;
+};
+
+static uint32_t kind_of(const struct gob_types *types, uint32_t index)
+{
+    return index < types->count ? types->type[index].kind : GOB_NONE;
+}
+
+static int make_plan(const struct gob_types *types, uint32_t index, unsigned role,
+                     struct plan *plan)
+{
+    const struct gob_type *type = &types->type[index];
+    plan->type = GOB_NO_TYPE;
+    if (type->kind != GOB_STRUCT)
+        return GOB_E_VALUE;
+    if (type->field_count > MAX_FIELDS)
+        return GOB_E_LIMIT;
+    for (uint32_t f = 0; f < type->field_count; f++) {
+        const struct gob_field *field = &type->fields[f];
+        plan->slot[f] = SKIP;
+        for (size_t k = 0; k < sizeof known_fields / sizeof *known_fields; k++) {
+            if (!(known_fields[k].roles & BIT(role)) ||
+                strlen(known_fields[k].name) != field->name_len ||
+                memcmp(known_fields[k].name, field->name, field->name_len) != 0)
+                continue;
+            if (kind_of(types, field->type) != known_fields[k].kind)
+                return GOB_E_VALUE;
+            const struct gob_type *found = &types->type[field->type];
+            if ((known_fields[k].elem && kind_of(types, found->elem) != known_fields[k].elem) ||
+                (known_fields[k].key && kind_of(types, found->key) != known_fields[k].key) ||
+                (known_fields[k].slot == HASH && found->length != SS_HASH_SIZE))
+                return GOB_E_VALUE;
+            plan->slot[f] = known_fields[k].slot;
+        }
+    }
+    plan->type = index;
+    return 0;
+}
+
+/* The next field of a structure: *slot, and its type in *type; *over at the end. */
+static int next_slot(struct reader *reader, const struct plan *plan, int64_t *field, uint8_t *slot,
+                     uint32_t *type, int *over)
+{
+    const struct gob_type *structure = &reader->types->type[plan->type];
+    uint64_t delta;
+    int result = gob_read_uint(reader->in, &delta);
+    if (result)
+        return result;
+    *over = delta == 0;
+    if (*over)
+        return 0;
+    if (delta > (uint64_t)((int64_t)structure->field_count - 1 - *field))
+        return GOB_E_FIELD;
+    *field += (int64_t)delta;
+    *slot = plan->slot[*field];
+    *type = structure->fields[*field].type;
+    return 0;
+}
+
+static int use_plan(struct reader *reader, uint32_t type, unsigned role)
+{
+    if (reader->plan[role].type == type)
+        return 0;
+    if (type >= reader->types->count)
+        return GOB_E_TYPE;
+    return make_plan(reader->types, type, role, &reader->plan[role]);
+}
+
+static int read_u32(struct gob_cursor *in, uint32_t *value)
+{
+    uint64_t number;
+    int result = gob_read_uint(in, &number);
+    if (!result && number > UINT32_MAX)
+        result = GOB_E_VALUE;
+    *value = (uint32_t)number;
+    return result;
+}
+
+/* A string, kept in the blob. */
+static int keep_string(struct reader *reader, uint32_t *offset, uint32_t *length)
+{
+    const uint8_t *data;
+    uint64_t count;
+    int result = gob_read_bytes(reader->in, &data, &count);
+    if (result)
+        return result;
+    struct gob_buffer *blob = &reader->tree->blob;
+    if (count > UINT32_MAX || blob->len + count > UINT32_MAX)
+        return GOB_E_LIMIT;
+    *offset = (uint32_t)blob->len;
+    *length = (uint32_t)count;
+    gob_write(blob, data, (size_t)count);
+    return blob->failed ? GOB_E_MEMORY : 0;
+}
+
+struct xattr {
+    const uint8_t *name, *value;
+    uint32_t name_len, value_len;
+};
+
+static int compare_xattrs(const void *left, const void *right)
+{
+    const struct xattr *a = left, *b = right;
+    uint32_t length = a->name_len < b->name_len ? a->name_len : b->name_len;
+    int order = memcmp(a->name, b->name, length);
+    return order ? order : (a->name_len > b->name_len) - (a->name_len < b->name_len);
+}
+
+static int read_xattrs(struct reader *reader, struct ss_inode *inode)
+{
+    struct xattr found[MAX_XATTRS];
+    uint64_t count, total = 0;
+    int result = gob_read_uint(reader->in, &count);
+    if (result)
+        return result;
+    if (count > MAX_XATTRS)
+        return GOB_E_LIMIT;
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t name_len, value_len;
+        result = gob_read_bytes(reader->in, &found[i].name, &name_len);
+        if (!result)
+            result = gob_read_bytes(reader->in, &found[i].value, &value_len);
+        if (result)
+            return result;
+        if (name_len == 0 || name_len > 255 || value_len > 65536 ||
+            memchr(found[i].name, 0, name_len))
+            return GOB_E_VALUE;
+        found[i].name_len = (uint32_t)name_len;
+        found[i].value_len = (uint32_t)value_len;
+        total += 6 + name_len + value_len;
+    }
+    struct gob_buffer *blob = &reader->tree->blob;
+    if (total > MAX_XATTR_BYTES || blob->len + total > UINT32_MAX)
+        return GOB_E_LIMIT;
+    qsort(found, count, sizeof *found, compare_xattrs);
+    inode->xattr_off = (uint32_t)blob->len;
+    inode->xattr_len = (uint32_t)total;
+    for (uint64_t i = 0; i < count; i++) {
+        if (i && compare_xattrs(&found[i - 1], &found[i]) == 0)
+            return GOB_E_VALUE;
+        uint16_t name_len = (uint16_t)found[i].name_len;
+        gob_write(blob, &name_len, sizeof name_len);
+        gob_write(blob, &found[i].value_len, sizeof found[i].value_len);
+        gob_write(blob, found[i].name, found[i].name_len);
+        gob_write(blob, found[i].value, found[i].value_len);
+    }
+    return blob->failed ? GOB_E_MEMORY : 0;
+}
+
+static int read_entry(struct reader *reader)
+{
+    struct ss_entry entry = {0};
+    uint64_t number = 0;
+    int64_t field = -1;
+    for (;;) {
+        uint8_t slot;
+        uint32_t type;
+        int over;
+        int result = next_slot(reader, &reader->plan[ROLE_ENTRY], &field, &slot, &type, &over);
+        if (result)
+            return result;
+        if (over)
+            break;
+        if (slot == NAME)
+            result = keep_string(reader, &entry.name_off, &entry.name_len);
+        else if (slot == NUMBER)
+            result = gob_read_uint(reader->in, &number);
+        else
+            result = gob_skip(reader->types, type, reader->in);
+        if (result)
+            return result;
+    }
+    gob_write(&reader->tree->entries, &entry, sizeof entry);
+    gob_write(&reader->tree->numbers, &number, sizeof number);
+    return reader->tree->entries.failed || reader->tree->numbers.failed ? GOB_E_MEMORY : 0;
+}
+
+static int read_entries(struct reader *reader, uint32_t type, struct ss_inode *inode)
+{
+    uint64_t count, before = reader->tree->entries.len / sizeof(struct ss_entry);
+    int result = use_plan(reader, reader->types->type[type].elem, ROLE_ENTRY);
+    if (!result)
+        result = gob_read_uint(reader->in, &count);
+    if (result)
+        return result;
+    if (count > (uint64_t)(reader->in->end - reader->in->at))
+        return GOB_E_SHORT;
+    if (before + count > UINT32_MAX)
+        return GOB_E_LIMIT;
+    for (uint64_t i = 0; i < count && !result; i++)
+        result = read_entry(reader);
+    inode->first_entry = (uint32_t)before;
+    inode->entry_count = (uint32_t)count;
+    return result;
+}
+
+static int read_slot(struct reader *reader, uint8_t slot, uint32_t type, struct ss_inode *inode)
+{
+    struct gob_cursor *in = reader->in;
+    int64_t number = 0;
+    uint64_t count = 0;
+    int result;
+    switch (slot) {
+    case MODE:
+        return read_u32(in, &inode->mode);
+    case UID:
+        return read_u32(in, &inode->uid);
+    case GID:
+        return read_u32(in, &inode->gid);
+    case NANOSECONDS:
+        result = gob_read_int(in, &number);
+        if (!result && (number < 0 || number > 999999999))
+            result = GOB_E_VALUE;
+        inode->mtime_nsec = (int32_t)number;
+        inode->flags |= SS_INODE_HAS_MTIME;
+        return result;
+    case SECONDS:
+        inode->flags |= SS_INODE_HAS_MTIME;
+        return gob_read_int(in, &inode->mtime_sec);
+    case SIZE:
+        return gob_read_uint(in, &inode->size);
+    case HASH:
+        result = gob_read_uint(in, &count);
+        if (!result && count != SS_HASH_SIZE)
+            result = GOB_E_LENGTH;
+        return result ? result : gob_read_byte_array(in, inode->hash, SS_HASH_SIZE);
+    case SOURCE:
+    case TARGET:
+        return keep_string(reader, &inode->data_off, &inode->data_len);
+    case RDEV:
+        return gob_read_uint(in, &inode->rdev);
+    case XATTRS:
+        return read_xattrs(reader, inode);
+    case ENTRIES:
+        return read_entries(reader, type, inode);
+    default:
+        return gob_skip(reader->types, type, in);
+    }
+}
+
+static int tree_fault(struct gob_tree *tree, enum ss_tree_fault fault, uint64_t number,
+                      uint32_t entry)
+{
+    tree->problem = (struct ss_tree_problem){.fault = fault, .entry = entry};
+    tree->problem_number = number;
+    return GOB_E_TREE;
+}
+
+/* What a kind says about the rest of an inode. */
+static int settle_inode(struct gob_tree *tree, unsigned kind, struct ss_inode *inode)
+{
+    static const uint32_t types[GOB_TREE_KINDS] = {S_IFDIR, S_IFREG, S_IFREG, S_IFLNK, 0};
+    uint32_t format = inode->mode & S_IFMT;
+    if (kind == GOB_TREE_SPECIAL) {
+        if (format != S_IFCHR && format != S_IFBLK && format != S_IFIFO && format != S_IFSOCK)
+            return tree_fault(tree, SS_TREE_BAD_MODE, inode->number, 0);
+    } else if (kind == GOB_TREE_SYMLINK) {
+        inode->mode = S_IFLNK | 0777;
+    } else if (format == 0) {
+        inode->mode |= types[kind];
+    } else if (format != types[kind]) {
+        return tree_fault(tree, SS_TREE_BAD_MODE, inode->number, 0);
+    }
+    if (kind != GOB_TREE_DIRECTORY && kind != GOB_TREE_SYMLINK)
+        inode->flags &= ~(uint32_t)SS_INODE_HAS_MTIME;
+    if (kind == GOB_TREE_COMPUTED)
+        inode->flags |= SS_INODE_COMPUTED;
+    if (inode->size == 0)
+        memset(inode->hash, 0, SS_HASH_SIZE);
+    return 0;
+}
+
+static int read_inode(struct reader *reader, uint32_t type, unsigned kind, struct ss_inode *inode)
+{
+    int64_t field = -1;
+    int result = use_plan(reader, type, kind);
+    while (!result) {
+        uint8_t slot;
+        uint32_t below;
+        int over;
+        result = next_slot(reader, &reader->plan[kind], &field, &slot, &below, &over);
+        if (result)
+            break;
+        if (over)
+            return settle_inode(reader->tree, kind, inode);
+        result = read_slot(reader, slot, below, inode);
+    }
+    return result;
+}
+
+/* An interface value: name, type id, length, value. */
+static int read_generic(struct reader *reader, struct ss_inode *inode)
+{
+    const uint8_t *name;
+    uint64_t length;
+    int64_t id;
+    unsigned kind;
+    int result = gob_read_bytes(reader->in, &name, &length);
+    if (result)
+        return result;
+    for (kind = 0; kind < GOB_TREE_KINDS; kind++)
+        if (strlen(gob_tree_names[kind]) == length &&
+            memcmp(gob_tree_names[kind], name, length) == 0)
+            break;
+    if (kind == GOB_TREE_KINDS)
+        return GOB_E_NAME;
+    result = gob_read_int(reader->in, &id);
+    if (!result)
+        result = gob_read_uint(reader->in, &length);
+    return result ? result
+                  : read_inode(reader, gob_types_find(reader->types, id), kind, inode);
+}
+
+static int read_table(struct reader *reader)
+{
+    struct gob_tree *tree = reader->tree;
+    uint64_t count;
+    int result = gob_read_uint(reader->in, &count);
+    if (result)
+        return result;
+    if (count > (uint64_t)(reader->in->end - reader->in->at))
+        return GOB_E_SHORT;
+    if (count + tree->inodes.len / sizeof(struct ss_inode) > reader->max_inodes)
+        return GOB_E_LIMIT;
+    for (uint64_t i = 0; i < count && !result; i++) {
+        struct ss_inode inode = {0};
+        result = gob_read_uint(reader->in, &inode.number);
+        if (!result)
+            result = read_generic(reader, &inode);
+        gob_write(&tree->inodes, &inode, sizeof inode);
+        if (tree->inodes.failed)
+            return GOB_E_MEMORY;
+    }
+    return result;
+}
+
+struct numbered {
+    uint64_t number;
+    uint32_t index;
+};
+
+static int compare_numbered(const void *left, const void *right)
+{
+    const struct numbered *a = left, *b = right;
+    return (a->number > b->number) - (a->number < b->number);
+}
+
+/* Puts the inodes behind the root into the order of their numbers. */
+static int sort_inodes(struct gob_tree *tree)
+{
+    struct ss_inode *inodes = (struct ss_inode *)tree->inodes.data;
+    size_t count = tree->inodes.len / sizeof *inodes;
+    int sorted = 1;
+    for (size_t i = 2; i < count && sorted; i++)
+        sorted = inodes[i - 1].number < inodes[i].number;
+    if (sorted)
+        return 0;
+    struct numbered *order = malloc(count * sizeof *order);
+    struct ss_inode *moved = malloc(count * sizeof *moved);
+    int result = order && moved ? 0 : GOB_E_MEMORY;
+    if (!result) {
+        for (size_t i = 1; i < count; i++)
+            order[i] = (struct numbered){inodes[i].number, (uint32_t)i};
+        qsort(order + 1, count - 1, sizeof *order, compare_numbered);
+        moved[0] = inodes[0];
+        for (size_t i = 1; i < count && !result; i++) {
+            if (i > 1 && order[i].number == order[i - 1].number)
+                result = tree_fault(tree, SS_TREE_DUPLICATE_INODE, order[i].number, 0);
+            moved[i] = inodes[order[i].index];
+        }
+        memcpy(inodes, moved, count * sizeof *moved);
+    }
+    free(order);
+    free(moved);
+    return result;
+}
+
+/* Turns the entries' inode numbers into indexes. */
+static int resolve_entries(struct gob_tree *tree)
+{
+    const struct ss_inode *inodes = (const struct ss_inode *)tree->inodes.data;
+    uint32_t count = (uint32_t)(tree->inodes.len / sizeof *inodes);
+    struct ss_entry *entries = (struct ss_entry *)tree->entries.data;
+    const uint64_t *numbers = (const uint64_t *)tree->numbers.data;
+    size_t names = tree->entries.len / sizeof *entries;
+    for (size_t i = 0; i < names; i++) {
+        uint32_t low = 1, high = count;
+        while (low < high) {
+            uint32_t middle = low + (high - low) / 2;
+            if (inodes[middle].number < numbers[i])
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        if (low >= count || inodes[low].number != numbers[i])
+            return tree_fault(tree, SS_TREE_NO_INODE, numbers[i], (uint32_t)i);
+        entries[i].inode = low;
+    }
+    return 0;
+}
+
+int gob_tree_read(const struct gob_types *types, uint32_t type, struct gob_cursor *in,
+                  uint64_t max_inodes, struct gob_tree *tree)
+{
+    struct reader reader = {.types = types, .in = in, .tree = tree, .max_inodes = max_inodes};
+    struct ss_inode root = {0};
+    int64_t field = -1;
+    *tree = (struct gob_tree){0};
+    if (reader.max_inodes > UINT32_MAX)
+        reader.max_inodes = UINT32_MAX;
+    for (unsigned role = 0; role < ROLES; role++)
+        reader.plan[role].type = GOB_NO_TYPE;
+    gob_write(&tree->inodes, &root, sizeof root);
+    if (tree->inodes.failed)
+        return GOB_E_MEMORY;
+    int result = use_plan(&reader, type, ROLE_SYSTEM);
+    while (!result) {
+        uint8_t slot;
+        uint32_t below;
+        int over;
+        result = next_slot(&reader, &reader.plan[ROLE_SYSTEM], &field, &slot, &below, &over);
+        if (result || over)
+            break;
+        switch (slot) {
+        case TABLE:
+            result = read_table(&reader);
+            break;
+        case REGULARS:
+            result = gob_read_uint(in, &tree->num_regular_inodes);
+            break;
+        case BYTES:
+            result = gob_read_uint(in, &tree->total_data_bytes);
+            break;
+        case DIRECTORIES:
+            result = gob_read_uint(in, &tree->directory_count);
+            break;
+        case ROOT:
+            result = read_inode(&reader, below, GOB_TREE_DIRECTORY, &root);
+            break;
+        default:
+            result = gob_skip(types, below, in);
+            break;
+        }
+    }
+    if (result)
+        return result;
+    if ((root.mode & S_IFMT) == 0)
+        root.mode |= S_IFDIR;
+    memcpy(tree->inodes.data, &root, sizeof root);
+    result = sort_inodes(tree);
+    return result ? result : resolve_entries(tree);
+}
+
+void gob_tree_free(struct gob_tree *tree)
+{
+    gob_buffer_free(&tree->inodes);
+    gob_buffer_free(&tree->entries);
+    gob_buffer_free(&tree->blob);
+    gob_buffer_free(&tree->numbers);
+}
+
+/* ---- writing -------------------------------------------------------------------------------- */
+
+enum gob_tree_kind gob_tree_kind_of(const struct ss_inode *inode)
+{
+    switch (inode->mode & S_IFMT) {
+    case S_IFDIR:
+        return GOB_TREE_DIRECTORY;
+    case S_IFLNK:
+        return GOB_TREE_SYMLINK;
+    case S_IFREG:
+        return inode->flags & SS_INODE_COMPUTED ? GOB_TREE_COMPUTED : GOB_TREE_REGULAR;
+    default:
+        return GOB_TREE_SPECIAL;
+    }
+}
+
+/* The number of a field, as the step from the one before it. */
+static void step(struct gob_buffer *out, int *at, int field)
+{
+    gob_write_uint(out, (uint64_t)(field - *at));
+    *at = field;
+}
+
+static void put_uint(struct gob_buffer *out, int *at, int field, uint64_t value)
+{
+    if (value) {
+        step(out, at, field);
+        gob_write_uint(out, value);
+    }
+}
+
+static void put_int(struct gob_buffer *out, int *at, int field, int64_t value, int always)
+{
+    if (value || always) {
+        step(out, at, field);
+        gob_write_int(out, value);
+    }
+}
+
+static void put_string(struct gob_buffer *out, int *at, int field, const uint8_t *data,
+                       uint32_t length)
+{
+    if (length) {
+        step(out, at, field);
+        gob_write_bytes(out, data, length);
+    }
+}
+
+static void put_xattrs(struct gob_buffer *out, int *at, int field, const struct ss_inode *inode,
+                       const uint8_t *blob)
+{
+    const uint8_t *from = blob + inode->xattr_off, *end = from + inode->xattr_len;
+    uint64_t count = 0;
+    uint16_t name_len;
+    uint32_t value_len;
+    if (inode->xattr_len == 0)
+        return;
+    for (const uint8_t *x = from; x < end; x += 6 + name_len + value_len, count++) {
+        memcpy(&name_len, x, sizeof name_len);
+        memcpy(&value_len, x + 2, sizeof value_len);
+    }
+    step(out, at, field);
+    gob_write_uint(out, count);
+    for (const uint8_t *x = from; x < end; x += 6 + name_len + value_len) {
+        memcpy(&name_len, x, sizeof name_len);
+        memcpy(&value_len, x + 2, sizeof value_len);
+        gob_write_bytes(out, x + 6, name_len);
+        gob_write_bytes(out, x + 6 + name_len, value_len);
+    }
+}
+
+static void put_directory(struct gob_buffer *out, const struct ss_inode *inode,
+                          const struct ss_inode *inodes, const struct ss_entry *entries,
+                          const uint8_t *blob)
+{
+    int at = -1, known = (inode->flags & SS_INODE_HAS_MTIME) != 0;
+    if (inode->entry_count) {
+        step(out, &at, 0);
+        gob_write_uint(out, inode->entry_count);
+        for (uint32_t i = 0; i < inode->entry_count; i++) {
+            const struct ss_entry *entry = &entries[inode->first_entry + i];
+            int below = -1;
+            put_string(out, &below, 0, blob + entry->name_off, entry->name_len);
+            put_uint(out, &below, 1, inodes[entry->inode].number);
+            gob_write_uint(out, 0);
+        }
+    }
+    put_uint(out, &at, 2, inode->mode);
+    put_uint(out, &at, 3, inode->uid);
+    put_uint(out, &at, 4, inode->gid);
+    if (known) {
+        put_int(out, &at, 5, inode->mtime_nsec, 0);
+        put_int(out, &at, 6, inode->mtime_sec, inode->mtime_nsec == 0);
+    }
+    put_xattrs(out, &at, 7, inode, blob);
+    gob_write_uint(out, 0);
+}
+
+static void put_regular(struct gob_buffer *out, const struct ss_inode *inode, const uint8_t *blob)
+{
+    int at = -1;
+    put_uint(out, &at, 0, inode->mode);
+    put_uint(out, &at, 1, inode->uid);
+    put_uint(out, &at, 2, inode->gid);
+    put_int(out, &at, 3, inode->mtime_nsec, 0);
+    put_int(out, &at, 4, inode->mtime_sec, 0);
+    put_uint(out, &at, 5, inode->size);
+    step(out, &at, 6);
+    gob_write_uint(out, SS_HASH_SIZE);
+    gob_write_byte_array(out, inode->hash, SS_HASH_SIZE);
+    put_xattrs(out, &at, 7, inode, blob);
+    gob_write_uint(out, 0);
+}
+
+static void put_computed(struct gob_buffer *out, const struct ss_inode *inode, const uint8_t *blob)
+{
+    int at = -1;
+    put_uint(out, &at, 0, inode->mode);
+    put_uint(out, &at, 1, inode->uid);
+    put_uint(out, &at, 2, inode->gid);
+    put_string(out, &at, 3, blob + inode->data_off, inode->data_len);
+    put_xattrs(out, &at, 4, inode, blob);
+    gob_write_uint(out, 0);
+}
+
+static void put_symlink(struct gob_buffer *out, const struct ss_inode *inode, const uint8_t *blob)
+{
+    int at = -1;
+    put_uint(out, &at, 0, inode->uid);
+    put_uint(out, &at, 1, inode->gid);
+    put_string(out, &at, 2, blob + inode->data_off, inode->data_len);
+    if (inode->flags & SS_INODE_HAS_MTIME) {
+        put_int(out, &at, 3, inode->mtime_nsec, 0);
+        put_int(out, &at, 4, inode->mtime_sec, inode->mtime_nsec == 0);
+    }
+    put_xattrs(out, &at, 5, inode, blob);
+    gob_write_uint(out, 0);
+}
+
+static void put_special(struct gob_buffer *out, const struct ss_inode *inode, const uint8_t *blob)
+{
+    int at = -1;
+    put_uint(out, &at, 0, inode->mode);
+    put_uint(out, &at, 1, inode->uid);
+    put_uint(out, &at, 2, inode->gid);
+    put_int(out, &at, 3, inode->mtime_nsec, 0);
+    put_int(out, &at, 4, inode->mtime_sec, 0);
+    put_uint(out, &at, 5, inode->rdev);
+    put_xattrs(out, &at, 6, inode, blob);
+    gob_write_uint(out, 0);
+}
+
+int gob_tree_write(const struct ss_inode *inodes, uint32_t inode_count,
+                   const struct ss_entry *entries, const uint8_t *blob,
+                   uint64_t num_regular_inodes, uint64_t total_data_bytes,
+                   uint64_t directory_count, struct gob_tree_announcement kinds[GOB_TREE_KINDS],
+                   struct gob_buffer *message, struct gob_buffer *done)
+{
+    struct gob_buffer value = {0};
+    int at = -1;
+    if (inode_count > 1) {
+        step(message, &at, 0);
+        gob_write_uint(message, inode_count - 1);
+    }
+    for (uint32_t i = 1; i < inode_count; i++) {
+        const struct ss_inode *inode = &inodes[i];
+        enum gob_tree_kind kind = gob_tree_kind_of(inode);
+        struct gob_tree_announcement *announced = &kinds[kind];
+        value.len = 0;
+        switch (kind) {
+        case GOB_TREE_DIRECTORY:
+            put_directory(&value, inode, inodes, entries, blob);
+            break;
+        case GOB_TREE_REGULAR:
+            put_regular(&value, inode, blob);
+            break;
+        case GOB_TREE_COMPUTED:
+            put_computed(&value, inode, blob);
+            break;
+        case GOB_TREE_SYMLINK:
+            put_symlink(&value, inode, blob);
+            break;
+        default:
+            put_special(&value, inode, blob);
+            break;
+        }
+        gob_write_uint(message, inode->number);
+        gob_write_bytes(message, gob_tree_names[kind], strlen(gob_tree_names[kind]));
+        if (announced->first) {
+            gob_write(message, announced->first, announced->first_len);
+            gob_write_bytes(done, message->data, message->len);
+            gob_write(done, announced->rest, announced->rest_len);
+            message->len = 0;
+            announced->first = NULL;
+        }
+        gob_write_int(message, announced->id);
+        gob_write_bytes(message, value.data, value.len);
+    }
+    put_uint(message, &at, 1, num_regular_inodes);
+    put_uint(message, &at, 2, total_data_bytes);
+    put_uint(message, &at, 3, directory_count);
+    step(message, &at, 4);
+    put_directory(message, &inodes[0], inodes, entries, blob);
+    gob_write_uint(message, 0);
+    int failed = value.failed || message->failed || done->failed;
+    gob_buffer_free(&value);
+    return failed ? GOB_E_MEMORY : 0;
+}

@@ -75,9 +75,10 @@ def _bars(created: Created) -> list[tuple[str, float, float, str]]:
     for name, seconds in stages(created):
         bars.append((f"client: {name}", at, seconds * 1000, "#3b6ea8"))
         at += seconds * 1000
-    for phase in sorted(created.timeline, key=lambda p: p.start_ns):
-        bars.append((phase.name, _offset(created, phase), phase.duration_ns / 1e6, "#d98e32"))
-    return bars
+    inner = sorted(created.timeline, key=lambda p: p.start_ns)
+    return bars + [
+        (phase.name, _offset(created, phase), phase.duration_ns / 1e6, "#d98e32") for phase in inner
+    ]
 
 
 def _offset(created: Created, phase: Phase) -> float:

@@ -65,7 +65,7 @@ async def _demo(
         # as the first create of an image does anywhere; the shown one is an ordinary create.
         _say("first create: fetches the image's objects and writes its brick")
         first, _ = await create_process(sandbox, "warm-up", quiet=True)
-        await _tool(sandbox, "destroy-vm", first.ip)
+        await run_tool(sandbox, "destroy-vm", first.ip)
         print()
         created, seconds = await create_process(sandbox, "demo", program=program, quiet=False)
         print(f"\n{table(created, seconds)}\n")
@@ -101,7 +101,12 @@ async def add_image(sandbox: Sandbox, name: str, tree: Path) -> None:
 
 
 async def create_process(
-    sandbox: Sandbox, hostname: str, *, program: Path | None = None, quiet: bool
+    sandbox: Sandbox,
+    hostname: str,
+    *,
+    program: Path | None = None,
+    quiet: bool,
+    start: bool = True,
 ) -> tuple[Created, float]:
     """Create a VM by a ``vm-control create-vm`` process; what it says, exec to exit in seconds."""
     arguments = ["create-vm", "--hostname", hostname, "--image-name", IMAGE]
@@ -109,11 +114,13 @@ async def create_process(
     arguments += ["--format", "json"]
     if program:
         arguments += ["--user-data", str(program)]
+    if not start:
+        arguments.append("--do-not-start")
     command = [sys.executable, "-m", "smallstack.cli.vm_control", *sandbox.tool_options]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
+    begun = time.perf_counter()
     out = await _checked([*command, *arguments], quiet=quiet)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - begun
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     created = decode_created(out)
     if not quiet:
@@ -175,7 +182,8 @@ async def _page(ip: str) -> str:
     return "\n".join([f"http://{ip}/ says:", *(f"  {line}" for line in lines)])
 
 
-async def _tool(sandbox: Sandbox, *arguments: str, quiet: bool = True) -> bytes:
+async def run_tool(sandbox: Sandbox, *arguments: str, quiet: bool = True) -> bytes:
+    """Run a vm-control command against the sandbox; its standard output. Raises DemoError."""
     command = [sys.executable, "-m", "smallstack.cli.vm_control", *sandbox.tool_options]
     return await _checked([*command, *arguments], quiet=quiet)
 

@@ -76,18 +76,19 @@ def become_init() -> None:
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
-def prepare(private: Path, size_mib: int) -> None:
-    """Inside: mounts that reach nobody else, /proc of the new PID namespace, a fresh tmpfs.
+def prepare(private: Path | None = None, size_mib: int = 0) -> None:
+    """Inside: mounts that reach nobody else, /proc of the new PID namespace, loopback up.
 
-    ``private`` becomes an empty directory in memory of at most ``size_mib`` MiB, which vanishes
-    with the namespace. Loopback is brought up. Raises NamespaceError.
+    ``private``, if given, becomes an empty directory in memory of at most ``size_mib`` MiB, which
+    vanishes with the namespace. Raises NamespaceError.
     """
     for mount_point in _mount_points():
         # One by one and not "/" recursively: see unshare_command.
         _mount(None, mount_point, None, MS_PRIVATE, ignore=(errno.EINVAL, errno.ENOENT))
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    private.mkdir(parents=True, exist_ok=True)
-    _mount("tmpfs", str(private), "tmpfs", MS_NOSUID | MS_NODEV, f"size={size_mib}m,mode=755")
+    if private:
+        private.mkdir(parents=True, exist_ok=True)
+        _mount("tmpfs", str(private), "tmpfs", MS_NOSUID | MS_NODEV, f"size={size_mib}m,mode=755")
     _loopback_up()
 
 

@@ -1,0 +1,48 @@
+"""``./dev bench SCENARIO``: create, unpack, compare."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Run the named benchmark; the exit status."""
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    create = commands.add_parser("create", help="the appliance scenario against its floor")
+    create.add_argument("-n", type=int, default=20, help="creates that count (default 20)")
+    create.add_argument("--warm-up", type=int, default=3, help="creates before (default 3)")
+    create.add_argument("--json", type=Path, help="all samples and the host's facts")
+    create.add_argument("--picture", type=Path, default=Path("build/bench-create.png"))
+
+    unpack = commands.add_parser("unpack", help="the ext4 writer beside mke2fs -d")
+    unpack.add_argument("--json", type=Path, help="all samples and the host's facts")
+    unpack.add_argument("-n", type=int, default=5, help="runs of each (default 5)")
+
+    compare = commands.add_parser("compare", help="did a ratio get worse?")
+    compare.add_argument("before", type=Path)
+    compare.add_argument("after", type=Path)
+    compare.add_argument(
+        "--margin",
+        type=float,
+        default=0.10,
+        help="how much worse is too much (default 0.10 = 10 %%)",
+    )
+
+    options = parser.parse_args()
+    if options.command == "create":
+        from bench.create import run
+
+        return run(options.n, options.warm_up, options.json, options.picture)
+    if options.command == "unpack":
+        from bench import unpack as unpacking
+
+        return unpacking.run(options)
+    from bench.compare import compare as compare_files
+
+    return compare_files(options.before, options.after, options.margin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

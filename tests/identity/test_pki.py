@@ -126,6 +126,13 @@ def test_identity_authority_gives_no_methods(authority: pki.Authority, tmp_path:
     assert leaf is not None
     found = certificate.identify([leaf], server.authorities)
     assert found == certificate.Identity("ida", frozenset({"dev"}), frozenset())
+    pki.make_ca(tmp_path / "twin", "SmallStack CA", identity_only=True)
+    with pytest.raises(CertificateError, match="same name"):
+        ServerCredentials(
+            Pair(tmp_path / "s" / "cert.pem", tmp_path / "s" / "key.pem"),
+            authority.directory / "ca.pem",
+            tmp_path / "twin" / "identity-ca.pem",
+        )
 
 
 def test_the_best_pair_is_chosen(authority: pki.Authority, tmp_path: Path) -> None:

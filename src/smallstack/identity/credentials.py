@@ -89,7 +89,12 @@ class ServerCredentials:
             _log.warning("%s", error)
         self.not_after = certificate.load(pair.certificate).not_after
         """When the server's own certificate ends, Unix seconds."""
-        self.authorities = None if identity_authority is None else certificate.subjects(authority)
+        self.authorities: frozenset[bytes] | None = None
+        if identity_authority is not None:
+            self.authorities = certificate.subjects(authority)
+            if self.authorities & certificate.subjects(identity_authority):
+                detail = f"it has the same name as one in {authority}: methods could not be told"
+                raise CertificateError(place=identity_authority, detail=detail)
         trusted = [authority] + ([identity_authority] if identity_authority else [])
         self.context = _server_context(pair, trusted, ssl.CERT_REQUIRED)
         self.page_context = _server_context(pair, trusted, ssl.CERT_OPTIONAL)

@@ -86,13 +86,14 @@ class Authority:
 
 def make_ca(
     directory: Path,
-    name: str = "SmallStack CA",
+    name: str = "",
     *,
     identity_only: bool = False,
     days: int = AUTHORITY_DAYS,
 ) -> Authority:
     """A new authority in ``directory``; raises AuthorityError if there is one already."""
     stem = _stem(identity_only)
+    name = name or ("SmallStack Identity CA" if identity_only else "SmallStack CA")
     if (directory / f"{stem}.key").exists():
         raise AuthorityError(directory=directory, detail=f"{stem}.key is there already")
     key = ec.generate_private_key(_P256)

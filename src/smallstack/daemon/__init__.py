@@ -1,0 +1,1 @@
+"""What every daemon shares: one port by its first bytes, pages, metrics, signals, the watchdog."""

@@ -1,0 +1,1 @@
+"""How it travels: framing and codecs without I/O, connections, the server and the client side."""

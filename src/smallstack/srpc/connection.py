@@ -1,0 +1,148 @@
+"""A connection after its handshake: a stream that also carries values, for either side.
+
+Each call has an encoder and a decoder of its own on both sides, so types are described anew; raw
+bytes may stand before, between and behind values. The decoder never reads a byte too many::
+
+    gob    one length-prefixed message at a time is taken off the stream and fed
+    JSON   everything here is fed; what lies behind the value is put back
+
+Values above `THREAD_SIZE` bytes are decoded in the thread pool, so that the loop goes on.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
+
+from smallstack.identity.peer import Peer
+from smallstack.srpc import gob
+from smallstack.srpc.coder import DEFAULT, NEED_MORE, Limits, NeedMoreType
+from smallstack.srpc.stream import Stream
+
+T = TypeVar("T")
+THREAD_SIZE: Final = 128 * 1024
+"""Bytes above which decoding is not the loop's work: some milliseconds of CPU time."""
+_NOBODY: Final = Peer()
+
+
+class Encoder(Protocol):
+    """What both codecs' encoders are."""
+
+    def encode(self, value: Any) -> bytes:
+        """The bytes of one value, with what a decoder needs to know first."""
+
+
+class Decoder(Protocol):
+    """What both codecs' decoders are."""
+
+    def feed(self, data: bytes) -> None:
+        """More bytes."""
+
+    def decode(self, type_: type[T]) -> T | NeedMoreType:
+        """The next value, or NEED_MORE."""
+
+    def take_rest(self) -> bytes:
+        """Bytes behind the last value."""
+
+
+class Connection(Stream):
+    """One stream with codecs. ``peer`` is who is at the other end, for servers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peer: Peer = _NOBODY
+        self.json = False
+        self.limits: Limits = DEFAULT
+        self.late_newline = False
+        """Whether the newline behind the last JSON value may still be on its way."""
+        self._encoder: Encoder | None = None
+        self._decoder: Decoder | None = None
+
+    def begin_call(self) -> None:
+        """New codecs from here on."""
+        self._encoder = self._decoder = None
+
+    def encode(self, value: Any) -> None:
+        """Queue one value for sending, see `flush`. Raises LocalProtocolError if it cannot be."""
+        encoder = self._encoder
+        if encoder is None:
+            encoder = self._encoder = _json().Encoder() if self.json else gob.Encoder()
+        self.write(encoder.encode(value))
+
+    async def encode_in_thread(self, value: Any) -> None:
+        """As `encode`, for values of many thousand parts: the loop goes on meanwhile."""
+        encoder = self._encoder
+        if encoder is None:
+            encoder = self._encoder = _json().Encoder() if self.json else gob.Encoder()
+        self.write(await asyncio.to_thread(encoder.encode, value))
+
+    async def decode(self, type_: type[T], *, idle: bool = False) -> T:
+        """The next value. With ``idle`` its first byte may take as long as it likes.
+
+        Raises RemoteProtocolError, ConnectionClosedError, PeerStalledError.
+        """
+        if idle and not self._buffer:
+            await self.more()
+        decoder = self._decoder
+        if decoder is None:
+            if self.json:
+                decoder = self._decoder = _json().Decoder(self.limits)
+            else:
+                decoder = self._decoder = gob.Decoder(self.limits)
+        if self.json:
+            return await self._decode_json(decoder, type_)
+        while True:
+            message = await self._gob_message()
+            if len(message) > THREAD_SIZE:
+                value = await asyncio.to_thread(_feed_and_decode, decoder, message, type_)
+            else:
+                decoder.feed(message)
+                value = decoder.decode(type_)
+            if value is not NEED_MORE:
+                return value
+
+    async def _gob_message(self) -> bytes:
+        """The next length-prefixed message, whole."""
+        while (lengths := gob.message_length(self._buffer)) is NEED_MORE:
+            if not await self.more(stall=True):
+                raise self._closed("in the middle of a value" if self._buffer else "")
+        header, body = lengths
+        if body > self.limits.message:
+            raise gob.GobError(what=f"a message of {body} bytes")
+        return await self.read_exactly(header + body)
+
+    async def _decode_json(self, decoder: Decoder, type_: type[T]) -> T:
+        while True:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            if len(data) > THREAD_SIZE:
+                value = await asyncio.to_thread(_feed_and_decode, decoder, data, type_)
+            else:
+                decoder.feed(data)
+                value = decoder.decode(type_)
+            if value is not NEED_MORE:
+                break
+            if not await self.more(stall=True):
+                raise self._closed("in the middle of a value")
+        rest = decoder.take_rest()
+        for newline in (b"\n", b"\r\n"):
+            if rest.startswith(newline):
+                rest = rest.removeprefix(newline)
+                break
+        else:
+            self.late_newline = True
+        self.unread(rest)
+        return value
+
+
+def _feed_and_decode(decoder: Decoder, data: bytes, type_: type[T]) -> T | NeedMoreType:
+    decoder.feed(data)
+    return decoder.decode(type_)
+
+
+def _json() -> Any:
+    from smallstack.srpc import json_coder
+
+    return json_coder
+
+
+ConnectionFactory = Callable[[], Connection]

@@ -1,0 +1,473 @@
+"""The serving side: CONNECT, TLS, who it is, then one call after the other.
+
+::
+
+    first bytes ─► head ─► endpoint? ─► 200 ─► [TLS] ─► Peer ─► ┌► method line ─► decide ─┐
+                    │          │                 │              │    refused: error line ─┤
+                 400 408    404 405            alert            │    ping: LF ────────────┤
+                            401 503                             └── call, reply ◄─ LF ◄───┘
+
+A refused call keeps the connection; so does an error of a request/reply handler. A raw handler
+that raises, and a request that cannot be decoded, end it. Nobody waits for ever on a peer that is
+in the middle of something: the handshake, a line, a request. An idle connection may stay.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from smallstack.identity import certificate
+from smallstack.identity.credentials import ServerCredentials
+from smallstack.identity.decision import Policy, decide
+from smallstack.identity.errors import CertificateFormatError
+from smallstack.identity.peer import Peer
+from smallstack.proto.methods import METHODS, Method, Shape
+from smallstack.srpc import framing
+from smallstack.srpc.connection import Connection
+from smallstack.srpc.errors import (
+    ConnectionClosedError,
+    InsecureServerError,
+    LineTooLongError,
+    PeerStalledError,
+    RemoteProtocolError,
+    TlsError,
+)
+from smallstack.srpc.stream import STALL_TIMEOUT
+from smallstack.telemetry.errors import SmallStackError
+
+HANDSHAKE_TIMEOUT: Final = 15.0
+"""Seconds for a whole CONNECT head; TLS has a minute of its own."""
+MAX_CONNECTIONS: Final = 20_000
+MAX_HANDSHAKES: Final = 1_000
+"""Unfinished handshakes; a further one pushes the oldest out."""
+
+_log = logging.getLogger("smallstack.srpc")
+_LF: Final = b"\n"
+Req = TypeVar("Req")
+
+
+class Call:
+    """One call in progress, as its handler sees it."""
+
+    __slots__ = ("conn", "method", "peer")
+
+    def __init__(self, conn: Connection, method: Method, peer: Peer) -> None:
+        self.conn = conn
+        self.method = method
+        self.peer = peer
+        """The caller; ``peer.have_method_access`` is about this call."""
+
+
+Handler = Callable[..., Awaitable[Any]]
+"""Request/reply: ``async (call, request) -> reply``. Raw and coder: ``async (call) -> None``.
+
+A request/reply handler refuses by raising RpcError, or any SmallStackError, whose text is the
+error line. A raw handler that raises closes the connection.
+"""
+
+
+class Observer(Protocol):
+    """What a server reports of itself as it goes; all methods return at once."""
+
+    def connection(self, opened: bool) -> None:
+        """A connection was opened (after its handshake) or has closed."""
+
+    def rejected(self, reason: str) -> None:
+        """A connection was turned away: a word such as ``tls``, ``404``, ``timeout``."""
+
+    def denied(self, method: str) -> None:
+        """A call was refused for want of rights."""
+
+    def started(self, method: str) -> None:
+        """A call was let through to its handler."""
+
+    def finished(self, method: str, seconds: float, outcome: str) -> None:
+        """Its handler has ended: ``ok``, ``error`` (told to the caller) or ``failed``."""
+
+
+class NoObserver:
+    """Reports to nobody."""
+
+    def connection(self, opened: bool) -> None:
+        """Nothing."""
+
+    def rejected(self, reason: str) -> None:
+        """Nothing."""
+
+    def denied(self, method: str) -> None:
+        """Nothing."""
+
+    def started(self, method: str) -> None:
+        """Nothing."""
+
+    def finished(self, method: str, seconds: float, outcome: str) -> None:
+        """Nothing."""
+
+
+class _Registered(NamedTuple):
+    method: Method
+    handler: Handler
+    unauthenticated: bool
+
+
+class Server:
+    """Services by name, and the connections being served."""
+
+    def __init__(
+        self,
+        credentials: ServerCredentials | None = None,
+        *,
+        insecure: bool = False,
+        policy: Policy | None = None,
+        allow_unauthenticated_reads: bool = False,
+        observer: Observer | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+        handshake_timeout: float = HANDSHAKE_TIMEOUT,
+        stall_timeout: float = STALL_TIMEOUT,
+    ) -> None:
+        """``insecure`` serves the plain endpoints with every right for everybody.
+
+        Raises InsecureServerError when there are neither credentials nor that wish.
+        """
+        if credentials is None and not insecure:
+            raise InsecureServerError
+        self.credentials = credentials
+        self.insecure = insecure
+        self.policy = policy or Policy()
+        self.observer: Observer = observer or NoObserver()
+        self._reads = allow_unauthenticated_reads
+        self._max_connections = max_connections
+        self._handshake_timeout = handshake_timeout
+        self._stall_timeout = stall_timeout
+        self._services: dict[str, dict[str, _Registered]] = {}
+        self._idle: set[Connection] = set()
+        self._busy: dict[Connection, asyncio.Task[Any]] = {}
+        self._handshakes: dict[Connection, None] = {}
+        self._closing = False
+
+    def register(
+        self,
+        service: str,
+        handlers: Mapping[str, Handler],
+        methods: Mapping[str, Method] = METHODS,
+    ) -> None:
+        """Serve ``service`` by handlers under their short names, described by ``methods``.
+
+        Raises KeyError for a handler of a method that is not in the table.
+        """
+        known = self._services.setdefault(service, {})
+        for name, handler in handlers.items():
+            method = methods[f"{service}.{name}"]
+            known[name] = _Registered(method, handler, self._reads and method.unauthenticated_read)
+
+    def method_names(self, public_only: bool = False) -> list[str]:
+        """Full names of the methods served, sorted."""
+        return sorted(
+            found.method.name
+            for service in self._services.values()
+            for found in service.values()
+            if found.method.public or not public_only
+        )
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, those in their handshake included."""
+        return len(self._idle) + len(self._busy) + len(self._handshakes)
+
+    async def serve(self, conn: Connection, tls_peer: Peer | None = None) -> None:
+        """Serve one connection from its CONNECT on; returns when it is closed.
+
+        ``tls_peer`` is who TLS said it is, for a connection that is inside TLS already.
+        """
+        conn.stall_timeout = self._stall_timeout
+        try:
+            if await self._open(conn, tls_peer):
+                await self._calls(conn)
+        except (ConnectionClosedError, PeerStalledError) as error:
+            _log.debug("%s", error)
+        except RemoteProtocolError as error:
+            _log.info("%s: %s", conn.peer_name, error)
+        finally:
+            self.forget(conn)
+            conn.close()
+
+    def admit(self, conn: Connection) -> bool:
+        """Count a new connection in; False, and it is turned away, when there are too many.
+
+        The oldest unfinished handshake makes room for a new one, so that peers that never finish
+        theirs cannot keep others out.
+        """
+        if self._closing or self.connections >= self._max_connections:
+            self.observer.rejected("too many")
+            conn.abort()
+            return False
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            self.observer.rejected("handshake")
+            oldest.abort()
+        self._handshakes[conn] = None
+        return True
+
+    def forget(self, conn: Connection) -> None:
+        """Undo `admit` for a connection that is none of ours (a page's) or is over."""
+        self._handshakes.pop(conn, None)
+
+    async def close(self, grace: float = 5.0) -> None:
+        """Take no more calls; those running have ``grace`` seconds to end."""
+        self._closing = True
+        for conn in [*self._idle, *self._handshakes]:
+            conn.close()
+        tasks = list(self._busy.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+        for task in list(self._busy.values()):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+        for conn in [*self._idle, *self._handshakes, *self._busy]:
+            conn.abort()
+
+    # The handshake.
+
+    async def _open(self, conn: Connection, tls_peer: Peer | None) -> bool:
+        """CONNECT and TLS; whether calls may follow."""
+        try:
+            head = await self._head(conn)
+        except framing.FramingError as error:
+            _log.info("%s: %s", conn.peer_name, error)
+            return await self._refuse(conn, 400)
+        if head is None:
+            return await self._refuse(conn, 408)
+        endpoint = framing.find_endpoint(head.path)
+        if endpoint is None or (endpoint.tls and self.credentials is None):
+            return await self._refuse(conn, 404)
+        if head.method != "CONNECT":
+            return await self._refuse(conn, 400)
+        if not endpoint.tls and not self.insecure and not self._has_unauthenticated():
+            return await self._refuse(conn, 405)
+        if endpoint.tls and tls_peer is not None and not tls_peer.encrypted:
+            return await self._refuse(conn, 401)
+        conn.write(framing.CONNECTED)
+        await conn.flush()
+        methods = None if self.insecure else frozenset[str]()
+        peer = Peer(methods=methods, remote_host=conn.remote_host, remote_port=conn.remote_port)
+        if endpoint.tls:
+            if tls_peer is not None:
+                peer = tls_peer
+            else:
+                found = await self._tls(conn)
+                if found is None:
+                    return False
+                peer = found
+        powers = not framing.wants_no_powers(head.query)
+        conn.peer = _with(peer, allow_method_powers=powers)
+        conn.json = endpoint.json
+        return True
+
+    async def _head(self, conn: Connection) -> framing.RequestHead | None:
+        try:
+            async with asyncio.timeout(self._handshake_timeout):
+                while (head := framing.parse_request_head(conn.peek())) is None:
+                    if not await conn.more():
+                        raise ConnectionClosedError(peer=conn.peer_name, detail="before CONNECT")
+        except TimeoutError:
+            return None
+        conn.skip(head.size)
+        return head
+
+    async def _tls(self, conn: Connection) -> Peer | None:
+        if self.credentials is None:
+            return None
+        try:
+            await conn.start_tls(self.credentials.context, server_side=True)
+            return self.identify(conn)
+        except (TlsError, CertificateFormatError) as error:
+            _log.info("%s: %s", conn.peer_name, error)
+            self.observer.rejected("tls")
+            return None
+
+    def identify(self, conn: Connection) -> Peer:
+        """Who is at the other end of a finished TLS handshake.
+
+        Without a certificate (pages only) the peer has no name and ``encrypted`` is False, so
+        that nothing takes it for an authenticated one. Raises CertificateFormatError.
+        """
+        chain = _verified_chain(conn.tls)
+        if not chain:
+            return Peer(remote_host=conn.remote_host, remote_port=conn.remote_port)
+        authorities = self.credentials.authorities if self.credentials else None
+        found = certificate.identify(chain, authorities)
+        return Peer(
+            username=found.username,
+            groups=found.groups,
+            methods=found.methods,
+            encrypted=True,
+            remote_host=conn.remote_host,
+            remote_port=conn.remote_port,
+        )
+
+    async def _refuse(self, conn: Connection, code: int) -> bool:
+        self.observer.rejected(str(code))
+        conn.write(framing.refusal(code))
+        await conn.flush()
+        return False
+
+    def _has_unauthenticated(self) -> bool:
+        return self._reads and any(
+            found.unauthenticated
+            for service in self._services.values()
+            for found in service.values()
+        )
+
+    # Calls.
+
+    async def _calls(self, conn: Connection) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.forget(conn)
+        self._idle.add(conn)
+        self.observer.connection(True)
+        try:
+            while not self._closing:
+                if conn.has_data() or await conn.more():
+                    self._idle.discard(conn)
+                    self._busy[conn] = task
+                    if not await self._one(conn):
+                        return
+                    await conn.flush()
+                    del self._busy[conn]
+                    self._idle.add(conn)
+                else:
+                    return
+        finally:
+            self._idle.discard(conn)
+            self._busy.pop(conn, None)
+            self.observer.connection(False)
+
+    async def _one(self, conn: Connection) -> bool:
+        """Answer one method line; whether the connection goes on."""
+        try:
+            line = await conn.read_line(framing.MAX_METHOD_LINE)
+        except LineTooLongError as error:
+            conn.write(framing.error_line(str(error)))
+            await conn.flush()
+            return False
+        late, conn.late_newline = conn.late_newline, False
+        try:
+            names = framing.split_method(line)
+        except framing.MethodLineError as error:
+            conn.write(framing.error_line(str(error)))
+            return True
+        if names is None:
+            if not late:
+                conn.write(_LF)
+            return True
+        service, name = names
+        methods = self._services.get(service)
+        if methods is None:
+            conn.write(framing.error_line(f"unknown service: {service}"))
+            return True
+        found = methods.get(name)
+        if found is None:
+            conn.write(framing.error_line(f"{service}: unknown method: {name}"))
+            return True
+        method = found.method
+        decision = decide(
+            conn.peer,
+            method.name,
+            public=method.public,
+            unauthenticated=found.unauthenticated,
+            policy=self.policy,
+        )
+        if not decision.allowed:
+            _log.info("%s: %s: %s", conn.peer, method.name, framing.ACCESS_DENIED)
+            self.observer.denied(method.name)
+            conn.write(framing.error_line(framing.ACCESS_DENIED))
+            return True
+        peer = conn.peer
+        if decision.have_method_access:
+            peer = _with(peer, have_method_access=True)
+        return await self._call(found, Call(conn, method, peer))
+
+    async def _call(self, found: _Registered, call: Call) -> bool:
+        conn, name = call.conn, call.method.name
+        conn.begin_call()
+        conn.write(_LF)
+        await conn.flush()
+        self.observer.started(name)
+        start = time.perf_counter()
+        outcome = "failed"
+        try:
+            if call.method.shape is Shape.REQUEST_REPLY:
+                outcome = await _request_reply(found, call)
+            else:
+                outcome = await _raw(found, call)
+        finally:
+            self.observer.finished(name, time.perf_counter() - start, outcome)
+        return outcome != "failed"
+
+
+async def _request_reply(found: _Registered, call: Call) -> str:
+    conn = call.conn
+    assert call.method.request is not None
+    try:
+        request = await conn.decode(call.method.request)
+    except RemoteProtocolError as error:
+        conn.write(framing.error_line(str(error)))
+        await conn.flush()
+        _log.info("%s: %s: %s", call.peer, call.method.name, error)
+        return "failed"  # nobody knows where the next call would start
+    try:
+        reply = await found.handler(call, request)
+    except (ConnectionClosedError, PeerStalledError):
+        raise
+    except SmallStackError as error:
+        conn.write(framing.error_line(str(error)))
+        return "error"
+    except Exception:
+        _log.exception("%s: %s failed", call.peer, call.method.name)
+        conn.write(framing.error_line("internal error: the server's log has more"))
+        return "error"
+    conn.write(_LF)
+    conn.encode(reply)
+    return "ok"
+
+
+async def _raw(found: _Registered, call: Call) -> str:
+    try:
+        await found.handler(call)
+    except (ConnectionClosedError, PeerStalledError) as error:
+        _log.debug("%s: %s: %s", call.peer, call.method.name, error)
+        return "failed"
+    except SmallStackError as error:
+        _log.info("%s: %s: %s", call.peer, call.method.name, error)
+        return "failed"
+    except Exception:
+        _log.exception("%s: %s failed", call.peer, call.method.name)
+        return "failed"
+    return "ok"
+
+
+def _with(peer: Peer, **changes: bool) -> Peer:
+    return msgspec.structs.replace(peer, **changes)
+
+
+def _verified_chain(tls: Any) -> list[bytes]:
+    """DER, the leaf first. Before Python 3.13 the chain has only an inner interface."""
+    if tls is None:
+        return []
+    if hasattr(tls, "get_verified_chain"):
+        return list(tls.get_verified_chain())
+    inner = tls._sslobj
+    chain = inner.get_verified_chain() or []
+    if chain:
+        import _ssl
+
+        return [one.public_bytes(_ssl.ENCODING_DER) for one in chain]
+    leaf = tls.getpeercert(binary_form=True)
+    return [leaf] if leaf else []

@@ -1,0 +1,571 @@
+"""One TCP connection as a bounded stream of bytes, plain or TLS, for either side.
+
+An asyncio Protocol turned into ``await read…`` and ``write…; await flush``. TLS is done here, over
+memory buffers, rather than by the loop: it can start in the middle of a stream with bytes already
+read, in either loop, and its alerts and limits are in our hands.
+
+::
+
+    transport ──► data_received ──► [decrypt] ──► buffer (bounded: reading pauses) ──► read_*
+    transport ◄── [encrypt] ◄── pending writes ◄── write;  flush waits while the peer is slow
+
+Bounds: the buffer stops reading above `READ_HIGH` bytes; a writer waits above `WRITE_HIGH`; with
+`stall_timeout` set, a peer that stops in the middle of a line or block, or takes nothing of what
+is sent, is given up (the start of something may be waited for without end). Lost hosts are found
+by TCP keep-alive. All waits are events; nothing polls.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar, cast
+
+from smallstack.srpc.errors import (
+    ConnectionClosedError,
+    LineTooLongError,
+    PeerStalledError,
+    TlsError,
+)
+
+T = TypeVar("T")
+READ_HIGH: Final = 256 * 1024
+WRITE_HIGH: Final = 256 * 1024
+KEEP_ALIVE_SECONDS: Final = 300
+TLS_TIMEOUT: Final = 60.0
+STALL_TIMEOUT: Final = 60.0
+_SLICE: Final = 64 * 1024
+_LINE_LIMIT: Final = 64 * 1024
+
+
+def set_socket_options(sock: socket.socket) -> None:
+    """Keep-alive and no delay; on a listening socket, accepted ones inherit it all."""
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, KEEP_ALIVE_SECONDS * 1000)
+
+
+class Stream(asyncio.Protocol):
+    """The stream. One task reads and one writes at a time."""
+
+    def __init__(self) -> None:
+        self.stall_timeout: float | None = None
+        """Seconds without a byte in the middle of a line, a block or a flush; None: no limit."""
+        self.remote_host = ""
+        self.remote_port = 0
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._received = 0
+        self._eof = False
+        self._error: BaseException | None = None
+        self._reading_paused = False
+        self._reader: asyncio.Future[None] | None = None
+        self._pending: list[bytes] = []
+        self._pending_size = 0
+        self._dropped = False
+        self._writing_paused = False
+        self._writer: asyncio.Future[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
+        self._lost: asyncio.Future[None] | None = None
+        self._tls: ssl.SSLObject | None = None
+        self._tls_ready = False
+        self._incoming: ssl.MemoryBIO | None = None
+        self._outgoing: ssl.MemoryBIO | None = None
+        self._sink: asyncio.Protocol | None = None
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH)
+        name = transport.get_extra_info("peername")
+        if isinstance(name, tuple) and len(name) >= 2:
+            self.remote_host, self.remote_port = name[0], name[1]
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in."""
+        self._received += len(data)
+        if self._incoming is None:
+            self._buffer += data
+        else:
+            self._incoming.write(data)
+            if self._tls_ready:
+                self._decrypt()
+        if self._sink is not None:
+            self._feed_sink()
+            return
+        if len(self._buffer) > READ_HIGH and not self._reading_paused:
+            self._pause()
+        self._wake_reader()
+
+    def eof_received(self) -> bool:
+        """The peer will send no more; answers may still go out."""
+        self._end(None)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone both ways."""
+        self._transport = None
+        self._dropped |= bool(self._pending)
+        self._pending.clear()
+        self._writing_paused = False
+        self._end(exc)
+        for future in (self._lost, self._writer):
+            if future is not None and not future.done():
+                future.set_result(None)
+        if self._sink is not None:
+            self._sink.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        self._writing_paused = True
+        if self._sink is not None:
+            self._sink.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has room again."""
+        self._writing_paused = False
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+        if self._sink is not None:
+            self._sink.resume_writing()
+
+    # Reading.
+
+    def has_data(self) -> bool:
+        """Whether unread bytes are here."""
+        return bool(self._buffer)
+
+    async def read_line(self, limit: int = _LINE_LIMIT) -> bytes:
+        """The next line without its LF, of at most ``limit`` bytes.
+
+        Raises LineTooLongError, ConnectionClosedError, PeerStalledError.
+        """
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched, limit + 1)) < 0:
+            searched = len(self._buffer)
+            if searched > limit:
+                raise LineTooLongError(limit=limit)
+            if not await self._more(stall=searched > 0):
+                raise self._closed("in the middle of a line" if self._buffer else "")
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    async def read_exactly(self, count: int) -> bytes:
+        """``count`` bytes; raises ConnectionClosedError when they do not all come."""
+        if len(self._buffer) >= count:
+            return self._take(count)
+        parts: list[bytes] = []
+        missing = count
+        while True:
+            if self._buffer:
+                parts.append(self._take(min(missing, len(self._buffer))))
+                missing -= len(parts[-1])
+                if not missing:
+                    return b"".join(parts)
+            elif not await self._more(stall=True):
+                raise self._closed(f"{missing} of {count} bytes are missing")
+
+    async def read_some(self, limit: int = READ_HIGH) -> bytes:
+        """Between 1 and ``limit`` bytes, as soon as there are any; b"" at the end of the stream.
+
+        Raises ConnectionClosedError when the connection broke.
+        """
+        while not self._buffer:
+            if not await self._more():
+                if self._error is not None:
+                    raise self._closed("")
+                return b""
+        return self._take(min(limit, len(self._buffer)))
+
+    def peek(self) -> bytearray:
+        """All unread bytes; not to be changed or kept."""
+        return self._buffer
+
+    async def more(self, stall: bool = False) -> bool:
+        """Wait until more unread bytes are here than now; False at the end of the stream.
+
+        With ``stall``, no longer than `stall_timeout`: raises PeerStalledError.
+        """
+        return await self._more(stall)
+
+    def skip(self, count: int) -> None:
+        """Take ``count`` bytes of what `peek` showed."""
+        del self._buffer[:count]
+
+    def unread(self, data: bytes) -> None:
+        """Put bytes back before all others."""
+        self._buffer[:0] = data
+
+    # Writing.
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; they are sent at the next flush, or before when there are many."""
+        self._pending.append(data)
+        self._pending_size += len(data)
+        if self._pending_size > _SLICE:
+            self.push()
+
+    async def flush(self) -> None:
+        """Send what is queued; waits while the peer is slow in taking it.
+
+        Raises ConnectionClosedError, PeerStalledError.
+        """
+        self.push()
+        while self._writing_paused:
+            before = self._unsent()
+            self._writer = self._loop.create_future()
+            if not await self._wait(self._writer, True) and self._unsent() >= before:
+                self.abort()
+                raise PeerStalledError(peer=self.peer_name, seconds=self.stall_timeout)
+        if self._dropped:
+            raise self._closed("")
+
+    # The end.
+
+    @property
+    def peer_name(self) -> str:
+        """``host:port`` of the other end."""
+        host = f"[{self.remote_host}]" if ":" in self.remote_host else self.remote_host
+        return f"{host}:{self.remote_port}" if host else "the peer"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is gone, or the peer has ended its side."""
+        return self._eof or self._transport is None
+
+    async def peer_gone(self) -> None:
+        """Returns when the peer closes, also with unread bytes here.
+
+        While more than `READ_HIGH` bytes are unread nothing is read, so nothing is noticed.
+        """
+        if self.is_closed:
+            return
+        if self._gone is None:
+            self._gone = self._loop.create_future()
+        await asyncio.shield(self._gone)
+
+    async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``, which is cancelled when the peer goes away.
+
+        Raises ConnectionClosedError then.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self.peer_gone())
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            task.cancel()
+            await asyncio.wait((task,))
+            if not task.cancelled() and task.exception() is None:
+                return task.result()
+            raise self._closed("in the middle of a call")
+        finally:
+            gone.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+
+    def close(self) -> None:
+        """Send what is queued, then close; returns at once."""
+        transport = self._transport
+        if transport is None:
+            return
+        self.push()
+        if self._tls is not None and self._tls_ready and self._outgoing is not None:
+            try:
+                self._tls.unwrap()
+            except (ssl.SSLError, OSError):
+                pass  # the peer's own word of farewell is not waited for
+            self._send_encrypted()
+        transport.close()
+
+    def abort(self) -> None:
+        """Drop the connection and what is queued."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def wait_closed(self) -> None:
+        """Returns when the connection is gone both ways."""
+        if self._transport is not None:
+            if self._lost is None:
+                self._lost = self._loop.create_future()
+            await asyncio.shield(self._lost)
+
+    def hand_over(self, protocol: asyncio.Protocol, **facts: object) -> None:
+        """Give the connection to another protocol, unread bytes first; it is not ours any more.
+
+        ``facts`` are what the protocol's transport answers to ``get_extra_info``.
+        """
+        transport = self._transport
+        if transport is None:
+            return
+        self._resume()
+        data, ended = self._take(len(self._buffer)), self._eof
+        self.push()
+        protocol.connection_made(StreamTransport(self, transport, protocol, facts))
+        self._sink = protocol
+        if data:
+            protocol.data_received(data)
+        if ended:
+            protocol.eof_received()
+            self.close()
+
+    # TLS.
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """The TLS session, None on a plain stream."""
+        return self._tls
+
+    async def start_tls(
+        self, context: ssl.SSLContext, server_side: bool, timeout: float = TLS_TIMEOUT
+    ) -> None:
+        """Go on in TLS from the next byte, ours and the peer's. Raises TlsError."""
+        self.push()
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._incoming.write(self._buffer)
+        self._buffer.clear()
+        tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        self._tls = tls
+        try:
+            async with asyncio.timeout(timeout):
+                await self._handshake(tls)
+        except TimeoutError:
+            self.abort()
+            raise TlsError(peer=self.peer_name, detail=f"no answer in {timeout:.0f} s") from None
+
+    async def _handshake(self, tls: ssl.SSLObject) -> None:
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._send_encrypted()
+                if not await self._more():
+                    raise TlsError(
+                        peer=self.peer_name, detail="it closed the connection in the handshake"
+                    ) from self._error
+            except (ssl.SSLError, OSError) as error:
+                self._send_encrypted()  # the alert
+                raise TlsError(peer=self.peer_name, detail=tls_reason(error)) from error
+            else:
+                break
+        self._send_encrypted()
+        self._tls_ready = True
+        self._decrypt()
+
+    def _decrypt(self) -> None:
+        tls = self._tls
+        if tls is None or self._eof:
+            return
+        try:
+            while data := tls.read(_SLICE):
+                self._buffer += data
+            self._end(None)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._end(None)
+        except (ssl.SSLError, OSError) as error:
+            self._send_encrypted()
+            self._end(error)
+            return
+        if self._outgoing is not None and self._outgoing.pending:
+            self._send_encrypted()  # a key update to answer
+
+    def _send_encrypted(self) -> None:
+        if self._outgoing is not None and self._outgoing.pending and self._transport is not None:
+            self._transport.write(self._outgoing.read())
+
+    # The rest.
+
+    def push(self) -> None:
+        """Give what is queued to the system, without waiting; see `flush`."""
+        pending = self._pending
+        if not pending:
+            return
+        data = pending[0] if len(pending) == 1 else b"".join(pending)
+        pending.clear()
+        self._pending_size = 0
+        if self._transport is None:
+            self._dropped = True
+            return
+        if self._tls is None:
+            self._transport.write(data)
+            return
+        try:
+            if len(data) <= _SLICE:
+                self._tls.write(data)
+            else:
+                view = memoryview(data)
+                while view:
+                    self._tls.write(view[:_SLICE])
+                    view = view[_SLICE:]
+        except (ssl.SSLError, OSError) as error:
+            self._end(error)
+            self.abort()
+            return
+        self._send_encrypted()
+
+    def _unsent(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def _take(self, count: int) -> bytes:
+        data = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        if self._reading_paused and len(self._buffer) < READ_HIGH // 2:
+            self._resume()
+        return data
+
+    async def _more(self, stall: bool = False) -> bool:
+        """Waits until something is received; False at the end."""
+        if self._eof:
+            return False
+        before = self._received
+        self._resume()
+        self._reader = self._loop.create_future()
+        if not await self._wait(self._reader, stall):
+            self.abort()
+            raise PeerStalledError(peer=self.peer_name, seconds=self.stall_timeout)
+        return self._received != before
+
+    async def _wait(self, future: asyncio.Future[None], stall: bool) -> bool:
+        """Whether the future was done within the stall timeout."""
+        if self.stall_timeout is None or not stall:
+            await future
+            return True
+        timer = self._loop.call_later(self.stall_timeout, _expire, future)
+        try:
+            await future
+        except TimeoutError:
+            return False
+        finally:
+            timer.cancel()
+        return True
+
+    def _pause(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._reading_paused and self._transport is not None:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        ending = self._sink is not None and not self._eof
+        self._eof = True
+        if ending and self._sink is not None and not self._sink.eof_received():
+            self.close()
+        if self._error is None:
+            self._error = error
+        self._wake_reader()
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    def _closed(self, detail: str) -> ConnectionClosedError:
+        if isinstance(self._error, ssl.SSLError):
+            detail = tls_reason(self._error)
+        elif isinstance(self._error, OSError):
+            detail = self._error.strerror or detail
+        closed = ConnectionClosedError(peer=self.peer_name, detail=detail or "end of the stream")
+        closed.__cause__ = self._error
+        return closed
+
+    def _feed_sink(self) -> None:
+        if self._sink is not None and self._buffer:
+            data = self._take(len(self._buffer))
+            self._sink.data_received(data)
+
+
+class StreamTransport(asyncio.Transport):
+    """A stream, plain or TLS, as the transport of another protocol; see `Stream.hand_over`."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        inner: asyncio.Transport,
+        protocol: asyncio.BaseProtocol,
+        facts: dict[str, object],
+    ) -> None:
+        super().__init__({"ssl_object": stream.tls, **facts})
+        self._stream = stream
+        self._inner = inner
+        self._protocol = protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Facts given at the hand-over, ``ssl_object``, and what the socket's transport knows."""
+        found = super().get_extra_info(name)
+        return self._inner.get_extra_info(name, default) if found is None else found
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """The protocol in charge."""
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        """Whether it is closing or closed."""
+        return self._inner.is_closing()
+
+    def is_reading(self) -> bool:
+        """Whether it is reading."""
+        return self._inner.is_reading()
+
+    def pause_reading(self) -> None:
+        """Stop calling data_received."""
+        self._inner.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on reading."""
+        self._inner.resume_reading()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes."""
+        self._stream.write(bytes(data))
+        self._stream.push()
+
+    def can_write_eof(self) -> bool:
+        """TLS cannot end one direction only."""
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes not yet sent."""
+        return self._inner.get_write_buffer_size()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """When to pause the writer."""
+        self._inner.set_write_buffer_limits(high, low)
+
+    def close(self) -> None:
+        """Send what is queued, then close."""
+        self._stream.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._stream.abort()
+
+
+def _expire(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
+
+
+def tls_reason(error: BaseException) -> str:
+    """A few words for what TLS objects to."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return str(error.reason).lower().replace("_", " ").removeprefix("tlsv1 alert ")
+    return str(error) or type(error).__name__

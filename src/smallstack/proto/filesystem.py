@@ -326,6 +326,9 @@ def pack_xattrs(xattrs: Mapping[bytes, bytes]) -> bytes:
     return packed
 
 
+_SPECIAL: Final = frozenset({stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
+
+
 class FileSystemBuilder:
     """Collects inodes and names, then packs them. The root directory is there from the start."""
 
@@ -340,6 +343,7 @@ class FileSystemBuilder:
         self._records: list[tuple[int | bytes, ...]] = []
         self._blob = bytearray()
         self._links: list[list[tuple[bytes, int]] | None] = []
+        self._number = 0
         self.add(mode=mode | stat.S_IFDIR, uid=uid, gid=gid, mtime_ns=mtime_ns, xattrs=xattrs)
 
     def add(
@@ -354,24 +358,34 @@ class FileSystemBuilder:
         rdev: int = 0,
         mtime_ns: int | None = None,
         xattrs: Mapping[bytes, bytes] | None = None,
+        number: int | None = None,
+        computed: bool = False,
     ) -> int:
         """A new inode's index. ``mode`` has its type bits; ``target`` is a symlink's.
 
-        A regular file with a ``target`` is a computed one, and the target its source. Raises
-        TreeError when the parts do not fit together.
+        A *computed* regular file has its source in ``target``. The number in the image is the
+        index unless ``number`` says otherwise; numbers have to rise. Raises TreeError when the
+        parts do not fit together.
         """
         kind = stat.S_IFMT(mode)
         index = len(self._records)
         flags = 0
+        if number is None:
+            number = index
+        if index > 1 and number <= self._number:
+            raise TreeError(what=f"inode {number} comes behind inode {self._number}")
+        self._number = number
+        if kind != stat.S_IFLNK and not computed:
+            target = b""
         if kind == stat.S_IFREG:
-            if target:
+            if computed:
                 flags |= COMPUTED
             elif size and len(hash) != HASH_SIZE:
                 raise TreeError(what=f"a file of {size} bytes has a digest of {len(hash)} bytes")
         elif kind == stat.S_IFLNK:
             if not target or len(target) > 4095 or b"\0" in target:
                 raise TreeError(what=f"symlink target {target[:64]!r} of {len(target)} bytes")
-        elif kind not in {stat.S_IFDIR, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}:
+        elif kind != stat.S_IFDIR and kind not in _SPECIAL:
             raise TreeError(what=f"mode {mode:o} has no file type")
         if kind in {stat.S_IFDIR, stat.S_IFLNK} and mtime_ns is not None:
             flags |= HAS_MTIME
@@ -380,14 +394,14 @@ class FileSystemBuilder:
         packed = pack_xattrs(xattrs) if xattrs else b""
         self._records.append(
             (
-                index,
+                number,
                 size if regular else 0,
                 seconds,
                 nanoseconds,
                 mode,
                 uid,
                 gid,
-                rdev if kind in {stat.S_IFCHR, stat.S_IFBLK} else 0,
+                rdev if kind in _SPECIAL else 0,
                 self._keep(target),
                 len(target),
                 self._keep(packed),

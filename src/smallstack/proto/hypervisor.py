@@ -1,7 +1,7 @@
 """Messages of the Hypervisor service, in the order of their wire fields.
 
 Times are in nanoseconds, sizes in bytes. An empty ``error`` in a reply is success. Records and
-enumerations are defined in ``proto.vm`` and ``proto.enums`` and can be imported from here.
+enumerations are in ``proto.vm`` and ``proto.enums``.
 """
 
 # ruff: noqa: RUF012 - msgspec copies an empty list or dict for each instance

@@ -17,7 +17,7 @@ from smallstack.network.errors import (
     NotABridgeError,
     NoUsableBridgeError,
 )
-from smallstack.network.names import SERVICE_SUFFIX, TAP_PREFIXES
+from smallstack.network.names import TAP_PREFIXES, service_name
 from smallstack.network.netlink import Netlink, Sockets, interface_mtu, route_error
 
 _log = logging.getLogger("smallstack.network")
@@ -186,7 +186,7 @@ def _list(route: Any) -> list[Bridge]:
 def _uplinks(bridge: str, ports: Iterable[Any]) -> Iterable[str]:
     for port in ports:
         name: str = port.get_attr("IFLA_IFNAME")
-        if not name.startswith(TAP_PREFIXES) and name != bridge + SERVICE_SUFFIX:
+        if not name.startswith(TAP_PREFIXES) and name != service_name(bridge):
             yield name
 
 

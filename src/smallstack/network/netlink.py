@@ -19,6 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError as RouteError  # type: igno
 
 from smallstack.network import nfnetlink
 from smallstack.network.errors import NetlinkError, NoPrivilegeError
+from smallstack.network.namespace import enter_namespace
 from smallstack.telemetry.errors import describe
 
 T = TypeVar("T")
@@ -42,11 +43,12 @@ class Netlink:
         self._sockets = sockets
 
     @classmethod
-    async def open(cls) -> Self:
-        """Open the sockets in the calling thread's network namespace. Raises NoPrivilegeError."""
+    async def open(cls, namespace: int | None = None) -> Self:
+        """Open the sockets in the calling thread's network namespace, or in that of a descriptor,
+        which may be closed afterwards. Raises NoPrivilegeError or OSError."""
         executor = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         try:
-            sockets = await asyncio.wrap_future(executor.submit(_open))
+            sockets = await asyncio.wrap_future(executor.submit(_open, namespace))
         except BaseException:
             executor.shutdown(wait=False)
             raise
@@ -94,7 +96,9 @@ def interface_mtu(name: str) -> int:
     return int.from_bytes(answer[16:20], "little")
 
 
-def _open() -> Sockets:
+def _open(namespace: int | None) -> Sockets:
+    if namespace is not None:
+        enter_namespace(namespace)  # the thread is ours and ends in `close`
     return Sockets(IPRoute(), nfnetlink.Socket())
 
 

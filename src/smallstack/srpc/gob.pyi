@@ -1,5 +1,6 @@
-from typing_extensions import Buffer
 from typing import Any, TypeVar, overload
+
+from typing_extensions import Buffer
 
 from smallstack.srpc.coder import DEFAULT as DEFAULT
 from smallstack.srpc.coder import IMAGE as IMAGE

@@ -49,6 +49,16 @@ class Step(Protocol):
         """Put everything back."""
 
 
+class Together:
+    """Steps that do not need each other: done at the same time, undone one after the other."""
+
+    def __init__(self, *members: Step) -> None:
+        self.members = members
+
+
+Steps = Sequence[Step | Together]
+
+
 class NoUndo:
     """Stands for the undo of a step that needs none, and says why."""
 
@@ -135,10 +145,10 @@ class Journal:
         """Names of the steps that began and were not undone, in order."""
         return list(self._begun)
 
-    async def begin(self, name: str) -> None:
-        """On disk when it returns: the step is about to start. Raises JournalError."""
-        await self._durable({"begin": name})
-        self._begun.append(name)
+    async def begin(self, *names: str) -> None:
+        """On disk when it returns: the steps are about to start. Raises JournalError."""
+        await self._durable(*({"begin": name} for name in names))
+        self._begun += names
 
     async def note(self, **facts: Any) -> None:
         """On disk when it returns: facts that an undo needs, such as a chosen address."""
@@ -167,8 +177,8 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    async def _durable(self, record: dict[str, Any]) -> None:
-        lines = [*self._pending, record]
+    async def _durable(self, *records: dict[str, Any]) -> None:
+        lines = [*self._pending, *records]
         content = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
         try:
             await _uninterrupted(asyncio.to_thread(self._append, content.encode()))
@@ -232,7 +242,12 @@ def inside() -> None:
         running.hook("inside", running.name)
 
 
-async def run(steps: Sequence[Step], journal: Journal, on_point: PointHook | None = None) -> None:
+def flatten(steps: Steps) -> list[Step]:
+    """Every single step, in order."""
+    return [member for step in steps for member in _members(step)]
+
+
+async def run(steps: Steps, journal: Journal, on_point: PointHook | None = None) -> None:
     """Do the steps in order. What goes wrong is raised after the steps begun have been undone.
 
     ``on_point`` is called before, inside and after each step; with it, a step that never calls
@@ -244,27 +259,26 @@ async def run(steps: Sequence[Step], journal: Journal, on_point: PointHook | Non
     begun: list[Step] = []
     try:
         for step in steps:
+            members = _members(step)
             if on_point is not None:
-                on_point("before", step.name)
-            await journal.begin(step.name)
-            begun.append(step)
-            await _do(step, on_point)
-            journal.done(step.name)
-            if on_point is not None:
-                on_point("after", step.name)
+                for member in members:
+                    on_point("before", member.name)
+            await journal.begin(*(member.name for member in members))
+            begun += members
+            await _together([_one(member, journal, on_point) for member in members])
     except (Exception, asyncio.CancelledError) as error:
         for failure in await _uninterrupted(_undo(begun, journal)):
             error.add_note(f"an undo failed too: {failure}")
         raise
 
 
-async def undo_all(steps: Sequence[Step], journal: Journal) -> list[BaseException]:
+async def undo_all(steps: Steps, journal: Journal) -> list[BaseException]:
     """Undo, in reverse, the steps the journal names as begun; the failures, [] when all is well.
 
     A failing undo does not keep the others from theirs. The journal is finished when none failed.
     Names that are in the journal and not in ``steps`` are reported as failures.
     """
-    by_name = {step.name: step for step in steps}
+    by_name = {step.name: step for step in flatten(steps)}
     begun = journal.begun
     failures: list[BaseException] = [
         JournalError(path=journal.path, detail=f"it names an unknown step {name!r}")
@@ -274,6 +288,30 @@ async def undo_all(steps: Sequence[Step], journal: Journal) -> list[BaseExceptio
     known = [by_name[name] for name in begun if name in by_name]
     failures += await _uninterrupted(_undo(known, journal, finish=not failures))
     return failures
+
+
+def _members(step: Step | Together) -> tuple[Step, ...]:
+    return step.members if isinstance(step, Together) else (step,)
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Await all; the first error, or a cancellation, cancels the others and waits for them."""
+    if len(work) == 1:
+        await work[0]
+        return
+    try:
+        async with asyncio.TaskGroup() as group:
+            for coroutine in work:
+                group.create_task(coroutine)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _one(step: Step, journal: Journal, on_point: PointHook | None) -> None:
+    await _do(step, on_point)
+    journal.done(step.name)
+    if on_point is not None:
+        on_point("after", step.name)
 
 
 async def _do(step: Step, on_point: PointHook | None) -> None:

@@ -226,3 +226,50 @@ async def test_journal_on_a_bad_place(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "none" / "j")
     with pytest.raises(steps.JournalError, match="No such file"):
         await steps.run(World().steps(), journal)
+
+
+async def test_together_is_one_write_and_every_member_is_undone(tmp_path: Path) -> None:
+    world = World()
+    both = asyncio.Barrier(2)
+
+    def meeting(name: str) -> Action:
+        async def work() -> None:
+            await both.wait()  # only at the same time can they both get here
+            steps.inside()
+            world.things.add(name)
+
+        return Action(name, work, world.step(name).reverse)
+
+    journal = Journal.create(tmp_path / "j")
+    group = steps.Together(meeting("b"), meeting("c"))
+    await steps.run([world.step("a"), group], journal, lambda *_: None)
+    assert world.things == set(NAMES)
+    assert journal.begun == NAMES
+    assert _records(journal.path)[3:] == [{"begin": "b"}, {"begin": "c"}]
+    assert await steps.undo_all([world.step("a"), group], journal) == []
+    assert world.things == set()
+    assert world.trace[-3:] == ["undo c", "undo b", "undo a"]
+
+
+async def test_a_failure_in_a_group_ends_the_others_first(tmp_path: Path) -> None:
+    world = World()
+    ended: list[str] = []
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("b")
+
+    async def fail() -> None:
+        raise OSError(errno.EIO, "broken")
+
+    async def reverse() -> None:
+        ended.append("undo")
+
+    group = steps.Together(Action("b", forever, reverse), Action("c", fail, reverse))
+    with pytest.raises(OSError, match="broken"):
+        await steps.run([world.step("a"), group], Journal.create(tmp_path / "j"))
+    assert ended == ["b", "undo", "undo"]
+    assert world.things == set()
+    assert not (tmp_path / "j").exists()

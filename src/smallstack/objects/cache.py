@@ -1,0 +1,415 @@
+"""The Hypervisor's objects: as many as fit, fetched when a create needs them, least used go first.
+
+::
+
+    unknown ──fetched, SHA-512 right──► held ──`drop` (BLAKE3 wrong), evicted──► unknown
+    a file the index does not know ───► found ──SHA-512 right, when needed──► held
+                                              └─ wrong, when needed──► unknown
+
+An object is checked against its SHA-512 once, when it enters; its BLAKE3 is kept beside it and
+checked by whoever reads the bytes. Files enter by rename and the index after them, so a kill
+leaves at worst a found file. What is pinned is never evicted. The tables are changed on the
+loop's thread alone; files and the index are read and written in threads, and what is between the
+two, on its way in or out, is claimed in ``_moving``.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+from smallstack.objects.errors import (
+    CacheFullError,
+    FetchError,
+    ObjectCorruptError,
+    ObjectNotStoredError,
+    ObjectSizeError,
+)
+from smallstack.objects.index import Index, Known
+from smallstack.objects.intake import Intake
+from smallstack.objects.source import ObjectSource, ObjectStream
+from smallstack.objects.store import ObjectStore, Stored
+from smallstack.telemetry.errors import SmallStackError, describe
+
+_log = logging.getLogger("smallstack.objects")
+T = TypeVar("T")
+INDEX: Final = ".index"
+STALL_SECONDS: Final = 60.0
+"""How long a peer may send nothing in the middle of a transfer."""
+BATCH: Final = 1 << 20
+"""Bytes handed to a thread at a time; twice this and one object of 1 MiB is what a fetch holds."""
+
+
+class Ensured(NamedTuple):
+    """What one `ObjectCache.ensure` did: objects and bytes fetched, and those that were there."""
+
+    fetched: int
+    fetched_bytes: int
+    found: int
+
+
+class ObjectCache:
+    """A bounded store of objects.
+
+    ``quota_bytes`` bounds the sum of the objects' sizes, those on their way in included; a peer
+    that sends nothing for ``stall_seconds`` is given up. Raises StoreBusyError, StoreError or
+    StoreSpaceError.
+    """
+
+    def __init__(
+        self, directory: Path, quota_bytes: int, *, stall_seconds: float = STALL_SECONDS
+    ) -> None:
+        self.directory = directory
+        self.quota_bytes = quota_bytes
+        self.stall_seconds = stall_seconds
+        self._store = ObjectStore(directory, with_blake3=True)
+        self._index = Index(directory / INDEX)
+        self._held = self._index.load()
+        self._used_at: dict[bytes, int] = dict.fromkeys(self._held, 0)
+        self._used_bytes = sum(known.size for known in self._held.values())
+        self._reserved_bytes = 0
+        self._pins: dict[object, frozenset[bytes]] = {}
+        self._moving: dict[bytes, asyncio.Future[None]] = {}
+
+    def close(self) -> None:
+        """Save the order of use and close; nothing may be going on."""
+        try:
+            self._index.compact(self._by_age())
+        except SmallStackError as error:
+            _log.warning("the order of use is lost: %s", error)
+        self._index.close()
+        self._store.close()
+
+    def __contains__(self, hash_: object) -> bool:
+        known = self._held.get(hash_) if isinstance(hash_, bytes) else None
+        return known is not None and bool(known.blake3)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all objects on disk, those not checked yet included."""
+        return self._used_bytes
+
+    def path(self, hash_: bytes) -> Path:
+        """The file of an object that is held; raises ObjectNotStoredError."""
+        self.blake3(hash_)
+        return self._store.path(hash_)
+
+    def size(self, hash_: bytes) -> int | None:
+        """Bytes of an object; None when it is not held."""
+        return self._held[hash_].size if hash_ in self else None
+
+    def blake3(self, hash_: bytes) -> bytes:
+        """The BLAKE3 of an object that is held; raises ObjectNotStoredError."""
+        if hash_ not in self:
+            raise ObjectNotStoredError(hash=hash_.hex(), directory=self.directory)
+        return self._held[hash_].blake3
+
+    @contextmanager
+    def pin(self, hashes: Iterable[bytes]) -> Iterator[None]:
+        """Keep these from being evicted, whether they are held already or come later."""
+        token = object()
+        self._pins[token] = frozenset(hashes)
+        try:
+            yield
+        finally:
+            del self._pins[token]
+
+    def drop(self, hash_: bytes) -> None:
+        """Forget an object whose file is gone or has other bytes; call it on the loop's thread."""
+        if hash_ in self._held and hash_ not in self._moving:
+            self._forget(hash_)
+            self._remove([hash_])
+
+    async def ensure(self, objects: Mapping[bytes, int], source: ObjectSource) -> Ensured:
+        """Have all of ``objects`` (digest to size in bytes), fetching from ``source`` what lacks.
+
+        Objects that another call is fetching are waited for. A transfer that was cut is taken up
+        again as long as each attempt brings something. Pin the objects before, and as long as
+        they are needed. Raises ObjectMissingError, ObjectCorruptError, ObjectSizeError,
+        FetchError, CacheFullError, StoreSpaceError or StoreError; what came whole is kept.
+        """
+        done: list[Stored] = []
+        with self.pin(objects):
+            while lacking := await self._lacking(objects, source.name):
+                mine = {h: size for h, size in lacking.items() if h not in self._moving}
+                if not mine:
+                    await asyncio.shield(self._moving[next(iter(lacking))])
+                    continue
+                before = len(done)
+                with self._claim(mine):
+                    try:
+                        await self._obtain(mine, source, done)
+                    except FetchError:
+                        if len(done) == before:
+                            raise
+            held = objects.keys() & self._held.keys()
+            self._used_at.update(dict.fromkeys(held, time.monotonic_ns()))
+        return Ensured(len(done), sum(o.size for o in done), len(objects) - len(done))
+
+    async def sweep(self) -> int:
+        """Take up files the index does not know, once at start; how many there were.
+
+        They count at once and are checked when they are needed. The quota is enforced after.
+        """
+        listed = await asyncio.to_thread(lambda: [h for h, _ in self._store.list()])
+        new = [h for h in listed if h not in self._held and h not in self._moving]
+        with self._claim(new):
+            sizes = await asyncio.to_thread(lambda: [self._store.size(h) for h in new])
+            for hash_, size in zip(new, sizes, strict=True):
+                if size is not None:
+                    self._remember(hash_, Known(size, b""), 0)
+        gone = self._held.keys() - set(listed) - self._moving.keys()
+        for missing in gone:
+            self._forget(missing)
+        await self._evict(self._used_bytes + self._reserved_bytes - self.quota_bytes)
+        await asyncio.to_thread(self._index_drop, list(gone))
+        return len(new)
+
+    # What is there, and what is not.
+
+    async def _lacking(self, objects: Mapping[bytes, int], server: str) -> dict[bytes, int]:
+        lacking, gone = await asyncio.to_thread(self._inspect, objects, server)
+        for hash_ in gone:
+            if hash_ in self._held and hash_ not in self._moving:
+                self._forget(hash_)
+        return lacking
+
+    def _inspect(
+        self, objects: Mapping[bytes, int], server: str
+    ) -> tuple[dict[bytes, int], list[bytes]]:
+        """What must be had, and what is held but is not on disk as it should be."""
+        lacking: dict[bytes, int] = {}
+        gone: list[bytes] = []
+        for hash_, size in objects.items():
+            known = self._held.get(hash_)
+            if known is None or not known.blake3:
+                lacking[hash_] = size
+            elif self._store.size(hash_) != known.size:
+                gone.append(hash_)
+                lacking[hash_] = size
+            elif size != known.size:
+                raise ObjectSizeError(hash=hash_.hex(), server=server, found=known.size, size=size)
+        return lacking, gone
+
+    # Getting objects.
+
+    async def _obtain(
+        self, wanted: Mapping[bytes, int], source: ObjectSource, done: list[Stored]
+    ) -> None:
+        """Check what lies on disk already, fetch the rest; ``wanted`` is claimed."""
+        found, verified = await asyncio.to_thread(self._verify_found, wanted)
+        for hash_ in found:
+            if hash_ in self._held:
+                self._forget(hash_)
+        for stored in verified:
+            self._remember(stored.hash, Known(stored.size, stored.blake3), time.monotonic_ns())
+        rest = {h: size for h, size in wanted.items() if h not in self._held}
+        if not rest:
+            return
+        with self._reserve(rest) as arrived:
+            await self._evict(self._used_bytes + self._reserved_bytes - self.quota_bytes)
+            await self._fetch(rest, source, arrived, done)
+
+    def _verify_found(self, wanted: Mapping[bytes, int]) -> tuple[list[bytes], list[Stored]]:
+        found, verified = [], []
+        for hash_ in wanted:
+            if self._store.size(hash_) is None:
+                if hash_ in self._held:
+                    found.append(hash_)
+                continue
+            found.append(hash_)
+            try:
+                verified.append(self._store.verify(hash_))
+            except (ObjectCorruptError, OSError) as error:
+                _log.warning("fetching an object again: %s", describe(error))
+                self._store.delete(hash_)
+        self._index.add(verified)
+        return found, verified
+
+    async def _fetch(
+        self,
+        wanted: Mapping[bytes, int],
+        source: ObjectSource,
+        arrived: Callable[[Stored], None],
+        done: list[Stored],
+    ) -> None:
+        def publish(stored: list[Stored]) -> None:
+            now = time.monotonic_ns()
+            for one in stored:
+                arrived(one)
+                self._remember(one.hash, Known(one.size, one.blake3), now)
+            done.extend(stored)
+
+        order = list(wanted.items())
+        try:
+            async with source.open_objects([hash_ for hash_, _ in order]) as stream:
+                if len(stream.sizes) != len(order):
+                    raise FetchError(
+                        server=source.name,
+                        detail=f"it sent {len(stream.sizes)} sizes for {len(order)} objects",
+                    )
+                for (hash_, size), theirs in zip(order, stream.sizes, strict=True):
+                    if size != theirs:
+                        raise ObjectSizeError(
+                            hash=hash_.hex(), server=source.name, found=theirs, size=size
+                        )
+                intake = Intake(self._store, self._index, order, source.name)
+                try:
+                    await self._pump(stream, sum(wanted.values()), intake, publish, source.name)
+                finally:
+                    intake.abort()
+        except OSError as error:
+            raise FetchError(server=source.name, detail=describe(error)) from error
+
+    async def _pump(
+        self,
+        stream: ObjectStream,
+        left: int,
+        intake: Intake,
+        publish: Callable[[list[Stored]], None],
+        server: str,
+    ) -> None:
+        """Read the next bytes while a thread stores the last ones."""
+        loop = asyncio.get_running_loop()
+        storing: asyncio.Future[list[Stored]] | None = None
+        try:
+            while left:
+                parts = [await self._read(stream, left, server)]
+                size = len(parts[0])
+                while storing is not None and not storing.done() and size < min(left, BATCH):
+                    parts.append(await self._read(stream, left - size, server))
+                    size += len(parts[-1])
+                left -= size
+                if storing is not None:
+                    publish(await asyncio.shield(storing))
+                    storing = None
+                if intake.error is not None:
+                    break
+                storing = loop.run_in_executor(None, intake.feed, b"".join(parts))
+        finally:
+            if storing is not None:
+                await _outlast(storing, publish)
+        if intake.error is not None:
+            raise intake.error
+
+    async def _read(self, stream: ObjectStream, left: int, server: str) -> bytes:
+        try:
+            async with asyncio.timeout(self.stall_seconds):
+                data = await stream.read(min(left, BATCH))
+        except TimeoutError:
+            raise FetchError(
+                server=server, detail=f"it sent nothing for {self.stall_seconds:g} s"
+            ) from None
+        if not data:
+            raise FetchError(
+                server=server, detail=f"it closed the connection {left} bytes before the end"
+            )
+        return data
+
+    # Room.
+
+    @contextmanager
+    def _reserve(self, wanted: Mapping[bytes, int]) -> Iterator[Callable[[Stored], None]]:
+        """Count ``wanted`` as there; the function yielded counts one of them as arrived."""
+        needed = left = sum(wanted.values())
+        pinned = self._pinned()
+        in_use = sum(self._held[h].size for h in pinned if h in self._held)
+        if in_use + self._reserved_bytes + needed > self.quota_bytes:
+            raise CacheFullError(needed=needed, quota=self.quota_bytes, pinned=in_use)
+        self._reserved_bytes += needed
+
+        def arrived(stored: Stored) -> None:
+            nonlocal left
+            left -= stored.size
+            self._reserved_bytes -= stored.size
+
+        try:
+            yield arrived
+        finally:
+            self._reserved_bytes -= left
+
+    async def _evict(self, excess: int) -> None:
+        """Remove what was not used for longest and is neither pinned nor moving."""
+        if excess <= 0:
+            return
+        by_age = await asyncio.to_thread(self._by_age)
+        pinned = self._pinned()
+        victims = []
+        for hash_ in by_age:
+            if hash_ in self._held and hash_ not in pinned and hash_ not in self._moving:
+                victims.append(hash_)
+                excess -= self._held[hash_].size
+                if excess <= 0:
+                    break
+        with self._claim(victims):
+            for hash_ in victims:
+                self._forget(hash_)
+            await _outlast(asyncio.to_thread(self._remove, victims))
+        if self._index.worth_compacting(len(self._held)):
+            await asyncio.to_thread(lambda: self._index.compact(self._by_age()))
+
+    def _remove(self, hashes: list[bytes]) -> None:
+        self._index_drop(hashes)
+        for hash_ in hashes:
+            self._store.delete(hash_)
+
+    def _index_drop(self, hashes: list[bytes]) -> None:
+        try:
+            self._index.drop(hashes)
+        except SmallStackError as error:
+            # The files go all the same, which makes room; `ensure` looks at the file anyway.
+            _log.warning("the index of %s is behind: %s", self.directory, error)
+
+    def _by_age(self) -> list[bytes]:
+        return sorted(self._used_at, key=lambda hash_: self._used_at.get(hash_, 0))
+
+    def _pinned(self) -> frozenset[bytes]:
+        return frozenset().union(*self._pins.values())
+
+    # The tables.
+
+    def _remember(self, hash_: bytes, known: Known, used_at: int) -> None:
+        if hash_ in self._held:
+            self._forget(hash_)
+        self._held[hash_] = known
+        self._used_at[hash_] = used_at
+        self._used_bytes += known.size
+
+    def _forget(self, hash_: bytes) -> None:
+        self._used_bytes -= self._held.pop(hash_).size
+        del self._used_at[hash_]
+
+    @contextmanager
+    def _claim(self, hashes: Iterable[bytes]) -> Iterator[None]:
+        """Mark objects as on their way; whoever wants one waits for the end of this."""
+        claimed = list(hashes)
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._moving.update(dict.fromkeys(claimed, over))
+        try:
+            yield
+        finally:
+            for hash_ in claimed:
+                del self._moving[hash_]
+            over.set_result(None)
+
+
+async def _outlast(work: Awaitable[T], then: Callable[[T], None] | None = None) -> None:
+    """Wait for what a thread does to its end and do ``then``, even if this task is cancelled."""
+    future = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = future.result()
+    if then is not None:
+        then(result)
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,369 @@
+"""Objects on disk: one file each, named by its SHA-512, written whole or not at all.
+
+::
+
+    <directory>/ab/cd/<124 hex digits>      an object; never written to again
+    <directory>/.incoming/<n>~              one on its way in; removed at the next start
+
+An object enters through :class:`Incoming`: bytes in, digest checked at the end, then a rename. The
+store keeps no list in memory; the file system is the list. Every method blocks and belongs into a
+thread; any number of threads may use one store.
+"""
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final, NamedTuple, Self
+
+from blake3 import blake3
+
+from smallstack.objects.errors import (
+    ObjectCorruptError,
+    ObjectNotStoredError,
+    ObjectSizeError,
+    StoreBusyError,
+    StoreError,
+    StoreSpaceError,
+)
+from smallstack.proto.kinds import HASH_SIZE, Hash
+from smallstack.telemetry.errors import describe
+
+INCOMING: Final = ".incoming"
+LOCK: Final = ".lock"
+IN_MEMORY: Final = 1 << 20
+"""An object of at most this many bytes stays in memory until its digest is known."""
+CHUNK: Final = 1 << 20
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_HEX: Final = frozenset("0123456789abcdef")
+
+
+class Stored(NamedTuple):
+    """An object that is in the store now; ``added`` is False when it was there before."""
+
+    hash: Hash
+    size: int
+    blake3: bytes
+    added: bool
+
+
+class ObjectStore:
+    """Objects by SHA-512 below ``directory``, which is made if it is missing.
+
+    ``before_commit`` is called with each digest before the store looks whether it has the object
+    already: whoever deletes objects keeps those it was told of. Raises StoreBusyError when
+    another process has the store open.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        with_blake3: bool = False,
+        before_commit: Callable[[Hash], None] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.with_blake3 = with_blake3
+        self.before_commit = before_commit
+        self._root = os.fspath(directory)
+        self._incoming = directory / INCOMING
+        self._numbers = itertools.count()
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+            for left in self._incoming.iterdir():
+                left.unlink()
+        except BlockingIOError:
+            raise StoreBusyError(directory=directory) from None
+        except OSError as error:
+            raise StoreError(directory=directory, detail=describe(error)) from error
+
+    def close(self) -> None:
+        """Let another process have the store."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def path(self, hash_: bytes) -> Path:
+        """Where an object is, or would be."""
+        return Path(self._name(hash_))
+
+    def size(self, hash_: bytes) -> int | None:
+        """Bytes of an object; None when the store lacks it."""
+        try:
+            return os.stat(self._name(hash_)).st_size or None  # noqa: PTH116 - the hot path
+        except FileNotFoundError:
+            return None
+
+    def open(self, hash_: bytes) -> BinaryIO:
+        """An object's content, unbuffered; raises ObjectNotStoredError."""
+        try:
+            return open(self._name(hash_), "rb", buffering=0)  # noqa: PTH123 - the hot path
+        except FileNotFoundError:
+            raise ObjectNotStoredError(hash=hash_.hex(), directory=self.directory) from None
+
+    def put(self, data: bytes | BinaryIO, expected: Hash | None = None) -> Hash:
+        """Store bytes, or a file from its position to its end; its digest.
+
+        Raises ObjectCorruptError unless the digest is the ``expected`` one, StoreSpaceError, and
+        ValueError for no bytes at all.
+        """
+        with Incoming(self, None, expected) as incoming:
+            if isinstance(data, bytes | bytearray | memoryview):
+                incoming.write(data)
+            else:
+                while chunk := data.read(CHUNK):
+                    incoming.write(chunk)
+            return incoming.finish().hash
+
+    def incoming(
+        self, size: int | None, expected: bytes | None = None, server: str = "the sender"
+    ) -> "Incoming":
+        """A new object to write to; ``server`` is named in errors."""
+        return Incoming(self, size, expected, server)
+
+    def delete(self, hash_: bytes) -> int:
+        """Remove an object; the bytes it had, 0 when there was none."""
+        name = self._name(hash_)
+        try:
+            size = os.stat(name).st_size  # noqa: PTH116 - the hot path
+            os.unlink(name)  # noqa: PTH108 - the hot path
+        except FileNotFoundError:
+            return 0
+        return size
+
+    def verify(self, hash_: bytes) -> Stored:
+        """Read an object again and check it; raises ObjectNotStoredError or ObjectCorruptError."""
+        with self.open(hash_) as file:
+            digest, keyed, size = hashlib.sha512(), blake3(), 0
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                keyed.update(chunk)
+                size += len(chunk)
+        if digest.digest() != hash_:
+            raise ObjectCorruptError(
+                hash=hash_.hex(), server=self.directory, found=digest.hexdigest()
+            )
+        return Stored(Hash(hash_), size, keyed.digest(), False)
+
+    def list(self) -> Iterator[tuple[Hash, int]]:
+        """Digest and size in bytes of every object, in the order of the digests' first 16 bits."""
+        for first in _buckets(self._root):
+            for second in _buckets(f"{self._root}/{first}"):
+                with suppress(FileNotFoundError), os.scandir(f"{self._root}/{first}/{second}") as d:
+                    for entry in d:
+                        if len(entry.name) == 124 and _HEX.issuperset(entry.name):
+                            with suppress(FileNotFoundError):
+                                size = entry.stat(follow_symlinks=False).st_size
+                                yield Hash(bytes.fromhex(first + second + entry.name)), size
+
+    def sync(self) -> None:
+        """Bring everything that was stored to the disk; raises StoreError."""
+        if _libc.syncfs(self._lock):
+            number = ctypes.get_errno()
+            raise StoreError(directory=self.directory, detail=os.strerror(number))
+
+    def _name(self, hash_: bytes) -> str:
+        if len(hash_) != HASH_SIZE:
+            raise ValueError(f"a SHA-512 digest has {HASH_SIZE} bytes, not {len(hash_)}")
+        digits = hash_.hex()
+        return f"{self._root}/{digits[:2]}/{digits[2:4]}/{digits[4:]}"
+
+    def _temporary(self) -> str:
+        return f"{self._root}/{INCOMING}/{next(self._numbers)}~"
+
+    def _take_lock(self) -> int:
+        lock = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise
+        return lock
+
+    @contextmanager
+    def _writing(self, size: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in FULL:
+                raise StoreSpaceError(directory=self.directory, size=size) from error
+            raise StoreError(directory=self.directory, detail=describe(error)) from error
+
+    def _rename(self, temporary: str, name: str) -> None:
+        try:
+            os.rename(temporary, name)  # noqa: PTH104 - the hot path
+        except FileNotFoundError:
+            os.makedirs(name.rpartition("/")[0], exist_ok=True)  # noqa: PTH103 - the hot path
+            os.rename(temporary, name)  # noqa: PTH104 - the hot path
+
+
+class Incoming:
+    """One object on its way into a store; one thread at a time writes to it.
+
+    A context manager: what is not finished when it ends leaves nothing behind.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        size: int | None,
+        expected: bytes | None = None,
+        server: str = "the sender",
+    ) -> None:
+        """``size`` in bytes when it is known beforehand; ``expected`` is the digest, likewise."""
+        self.received = 0
+        self._store = store
+        self._size = size
+        self._expected = expected
+        self._server = server
+        self._sha512 = hashlib.sha512()
+        self._blake3 = blake3() if store.with_blake3 else None
+        self._pieces: list[bytes] = []
+        self._temporary = ""
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes; raises ObjectSizeError for too many, StoreSpaceError, StoreError."""
+        self.received += len(data)
+        if self._size is not None and self.received > self._size:
+            raise self._size_error()
+        self._sha512.update(data)
+        if self._blake3 is not None:
+            self._blake3.update(data)
+        if self._fd < 0 and self.received <= IN_MEMORY:
+            self._pieces.append(bytes(data))
+            return
+        with self._store._writing(self._size or self.received):
+            if self._fd < 0:
+                self._open()
+                for piece in self._pieces:
+                    _write_all(self._fd, piece)
+                self._pieces.clear()
+            _write_all(self._fd, data)
+
+    def finish(self) -> Stored:
+        """Check the object and put it in its place.
+
+        Raises ObjectSizeError, ObjectCorruptError, StoreSpaceError or StoreError; ValueError for
+        an empty object.
+        """
+        if self._size is not None and self.received != self._size:
+            raise self._size_error()
+        if not self.received:
+            raise ValueError("an object has at least one byte")
+        digest = Hash(self._sha512.digest())
+        if self._expected is not None and digest != self._expected:
+            raise ObjectCorruptError(
+                hash=self._expected.hex(), server=self._server, found=digest.hex()
+            )
+        store = self._store
+        if store.before_commit is not None:
+            store.before_commit(digest)
+        keyed = self._blake3.digest() if self._blake3 is not None else b""
+        name = store._name(digest)
+        with store._writing(self.received):
+            if self._same_as(name):
+                return Stored(digest, self.received, keyed, False)
+            if self._fd < 0:
+                self._open()
+                for piece in self._pieces:
+                    _write_all(self._fd, piece)
+            os.close(self._fd)
+            self._fd = -2
+            store._rename(self._temporary, name)
+            self._temporary = ""
+        return Stored(digest, self.received, keyed, True)
+
+    def abort(self) -> None:
+        """Forget it; does nothing after `finish`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -2
+        if self._temporary:
+            with suppress(FileNotFoundError):
+                os.unlink(self._temporary)  # noqa: PTH108 - the hot path
+            self._temporary = ""
+        self._pieces.clear()
+
+    def _open(self) -> None:
+        self._temporary = self._store._temporary()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._fd = os.open(self._temporary, flags, 0o444)
+        if self._size is not None and self._size > IN_MEMORY:
+            # Fails at once where there is no room, and keeps a large object in few extents.
+            with suppress(_NotSupportedError):
+                _allocate(self._fd, self._size)
+
+    def _same_as(self, name: str) -> bool:
+        """Whether the file is there with these very bytes: one that was damaged is replaced."""
+        try:
+            if os.stat(name).st_size != self.received:  # noqa: PTH116 - the hot path
+                return False
+            with open(name, "rb", buffering=0) as old:  # noqa: PTH123 - the hot path
+                if self._fd < 0:
+                    return old.read(self.received + 1) == b"".join(self._pieces)
+                os.lseek(self._fd, 0, os.SEEK_SET)
+                while True:
+                    theirs, ours = old.read(CHUNK), os.read(self._fd, CHUNK)
+                    if theirs != ours:
+                        return False
+                    if not ours:
+                        return True
+        except FileNotFoundError:
+            return False
+
+    def _size_error(self) -> ObjectSizeError:
+        shown = self._expected.hex() if self._expected is not None else "(digest not known yet)"
+        return ObjectSizeError(
+            hash=shown, server=self._server, found=self.received, size=self._size
+        )
+
+
+class _NotSupportedError(Exception):
+    """This file system allocates only by writing."""
+
+
+def _allocate(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+            raise _NotSupportedError from None
+        raise
+
+
+def _write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
+    written = os.write(fd, data)
+    if written < len(data):
+        view = memoryview(data)
+        while written < len(data):
+            written += os.write(fd, view[written:])
+
+
+def _buckets(directory: str) -> list[str]:
+    try:
+        names = os.listdir(directory)  # noqa: PTH208 - names only
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in names if len(name) == 2 and _HEX.issuperset(name))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)

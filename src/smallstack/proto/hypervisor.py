@@ -24,6 +24,7 @@ from smallstack.proto.kinds import (
     Duration,
     Embedded,
     Int,
+    Int64,
     MatchTags,
     Message,
     Named,
@@ -443,8 +444,20 @@ class CreateVmRequest(Message, kw_only=True):
     vm_info: Embedded[VmInfo] = field(default_factory=VmInfo)
 
 
+class TimelinePhase(Message, kw_only=True):
+    """A stretch of time in a create, by the agent's monotonic clock; ours alone."""
+
+    go_package: ClassVar[str] = "hypervisor"
+    name: str = ""
+    start_nanoseconds: Int64 = 0
+    duration_nanoseconds: Int64 = 0
+
+
 class CreateVmResponse(Message, kw_only=True):
-    """Replies of ``Hypervisor.CreateVm``: several, the last one has ``final`` set."""
+    """Replies of ``Hypervisor.CreateVm``: several, the last one has ``final`` set.
+
+    ``timeline`` comes with the last one; it is ours, other implementations skip it.
+    """
 
     go_package: ClassVar[str] = "hypervisor"
     dhcp_timed_out: bool = False
@@ -452,6 +465,7 @@ class CreateVmResponse(Message, kw_only=True):
     ip_address: IP = ""
     progress_message: str = ""
     error: str = ""
+    timeline: Omit[list[TimelinePhase]] = []
 
 
 class DebugVmImageRequest(Message, kw_only=True):

@@ -150,9 +150,7 @@ class _AgentPort(asyncio.Protocol):
 class Machine:
     """One QEMU process and its guest. Made by `launch` and `find`."""
 
-    def __init__(
-        self, name: str, directory: Path, started: Started, timeline: Timeline
-    ) -> None:
+    def __init__(self, name: str, directory: Path, started: Started, timeline: Timeline) -> None:
         self.name = name
         self.directory = directory
         self.pid = started.pid

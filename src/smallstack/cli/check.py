@@ -1,10 +1,12 @@
 """``smallstack check``: what this machine has, what it lacks, and the remedy for each."""
 
+import asyncio
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +55,7 @@ def look(state_dir: Path) -> Iterator[Finding]:
     yield program("ip", "ip", "iproute2", "-V")
     yield program("unshare", "unshare", "util-linux", "--version")
     yield from (guarded(check) for check in (tun, bridge_rules))
-    yield accelerator(state_dir)
+    yield accelerator()
     yield memory()
     yield space(state_dir)
     yield from (port(number, name) for number, name in PORTS.items())
@@ -134,11 +136,12 @@ def bridge_rules() -> Finding:
     return Finding("nftables", "ok", "bridge family, ether daddr set")
 
 
-def accelerator(state_dir: Path) -> Finding:
+def accelerator() -> Finding:
     """Which accelerator *auto* takes, and why."""
-    from smallstack.machine.accelerator import probe_now
+    from smallstack.machine.accelerator import probe
 
-    verdict = probe_now()
+    with tempfile.TemporaryDirectory() as fresh:  # tried anew, not remembered
+        verdict = asyncio.run(probe("auto", Path(fresh)))
     if verdict.accelerator == "kvm":
         return Finding("accelerator", "ok", f"kvm: {verdict.reason}")
     return Finding(

@@ -150,7 +150,7 @@ async def console_word(sandbox: Sandbox, ip: str) -> list[str]:
     seen = b""
     async with (
         await sandbox.hypervisor() as client,
-        client.connect_to_vm_serial_port(ip, 0) as connection,
+        client.connect_serial(ip, 0) as connection,
     ):
         while wanted not in seen or b"smallstack: identity-end" not in seen:
             data = await connection.read_some(65536)

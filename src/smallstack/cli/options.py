@@ -128,7 +128,7 @@ def parse_bytes(text: str, unit: int = 1) -> int:
         raise click.BadParameter(f"{text!r} is no size: write 128M, 1G or a number") from None
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[int]):
     """A duration on the command line; the value is nanoseconds."""
 
     name = "duration"
@@ -138,7 +138,7 @@ class Duration(click.ParamType):
         return value if isinstance(value, int) else parse_duration(str(value))
 
 
-class Mebibytes(click.ParamType):
+class Mebibytes(click.ParamType[int]):
     """An amount of memory on the command line; the value is MiB."""
 
     name = "size"
@@ -148,7 +148,7 @@ class Mebibytes(click.ParamType):
         return value if isinstance(value, int) else parse_mib(str(value))
 
 
-class Bytes(click.ParamType):
+class Bytes(click.ParamType[int]):
     """An amount of storage on the command line; the value is bytes."""
 
     name = "size"

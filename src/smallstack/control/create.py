@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from smallstack.client.errors import ServiceError
 from smallstack.client.hypervisor import HypervisorClient
 from smallstack.proto.hypervisor import CreateVmRequest
 from smallstack.telemetry.errors import SmallStackError
@@ -30,7 +31,7 @@ class NoDhcpError(SmallStackError):
 
 
 class PortClosedError(SmallStackError):
-    """port {port} of {ip} did not open within {seconds:g} s ({reason}); the VM is kept"""
+    """port {port} of {ip} did not open within {seconds:g} s; the VM is kept"""
 
 
 @dataclass(frozen=True)
@@ -80,24 +81,12 @@ async def create(
     """
     created = Created()
     report(f"creating VM on {address}")
-    created.connect_started_ns = time.monotonic_ns()
     async with await connect() as client:
-        async for reply in client.create_vm(request, user_data=user_data):
-            now = time.monotonic_ns()
-            if reply.error:
-                raise CreateError(address=address, reason=reply.error)
-            created.ip = reply.ip_address or created.ip
-            if reply.progress_message:
-                seconds = (now - created.connect_started_ns) / 1e9
-                created.messages.append((seconds, reply.progress_message))
-                report(reply.progress_message)
-            if reply.final:
-                created.acknowledged_ns = now
-                created.dhcp_timed_out = reply.dhcp_timed_out
-                created.timeline = [
-                    Phase(p.name, p.start_nanoseconds, p.start_nanoseconds + p.duration_nanoseconds)
-                    for p in reply.timeline
-                ]
+        created.connect_started_ns = client.client.connect_started_ns
+        try:
+            await _follow(client, request, user_data, created, report)
+        except ServiceError as error:
+            raise CreateError(address=address, reason=error.text) from error
         # Unacknowledged, the Hypervisor would destroy it after 15 s.
         await client.acknowledge_vm(created.ip)
         if not request.do_not_start:
@@ -106,6 +95,30 @@ async def create(
             await wait_after(connect, created.ip, after, report, client)
             created.seconds_to_port = (time.monotonic_ns() - created.connect_started_ns) / 1e9
     return created
+
+
+async def _follow(
+    client: HypervisorClient,
+    request: CreateVmRequest,
+    user_data: bytes,
+    created: Created,
+    report: Report,
+) -> None:
+    """Send the request and note what the Hypervisor says until its last message."""
+    async for reply in client.create_vm(request, user_data=user_data):
+        now = time.monotonic_ns()
+        created.ip = reply.ip_address or created.ip
+        if reply.progress_message:
+            seconds = (now - created.connect_started_ns) / 1e9
+            created.messages.append((seconds, reply.progress_message))
+            report(reply.progress_message)
+        if reply.final:
+            created.acknowledged_ns = now
+            created.dhcp_timed_out = reply.dhcp_timed_out
+            created.timeline = [
+                Phase(p.name, p.start_nanoseconds, p.start_nanoseconds + p.duration_nanoseconds)
+                for p in reply.timeline
+            ]
 
 
 def wait_dhcp(ip: str, timeout_ns: int, timed_out: bool, report: Report) -> None:
@@ -137,14 +150,9 @@ async def wait_after(
 
 
 async def _probe(client: HypervisorClient, ip: str, after: After) -> None:
-    reply = await client.probe_vm_port(ip, after.probe_port, after.probe_timeout_ns)
-    if not reply.port_is_open:
-        raise PortClosedError(
-            ip=ip,
-            port=after.probe_port,
-            seconds=after.probe_timeout_ns / 1e9,
-            reason=reply.error or "no connection",
-        )
+    if not await client.probe_vm_port(ip, after.probe_port, after.probe_timeout_ns):
+        seconds = after.probe_timeout_ns / 1e9
+        raise PortClosedError(ip=ip, port=after.probe_port, seconds=seconds)
 
 
 async def _trace(connect: Connect, ip: str, report: Report) -> None:

@@ -69,11 +69,16 @@ def become_init() -> None:
         return
     for number in (signal.SIGTERM, signal.SIGINT):
         # A terminal's Ctrl-C reaches the child by itself: only SIGTERM is handed on.
-        signal.signal(number, lambda got, _: got == signal.SIGTERM and os.kill(child, got))
+        signal.signal(number, lambda got, _: _hand_on(child, got))
     while True:
         pid, status = os.wait()
         if pid == child:
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _hand_on(child: int, number: int) -> None:
+    if number == signal.SIGTERM:
+        os.kill(child, number)
 
 
 def prepare(private: Path | None = None, size_mib: int = 0) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from smallstack.client.hypervisor import HypervisorClient
 from smallstack.client.imageserver import ImageServerClient
+from smallstack.identity.credentials import ClientCredentials
 from smallstack.proto.hypervisor import ChangeAddressPoolRequest, UpdateSubnetsRequest
 from smallstack.proto.vm import Address, Subnet
 from smallstack.telemetry.errors import SmallStackError
@@ -161,11 +162,11 @@ class Sandbox:
 
     async def hypervisor(self) -> HypervisorClient:
         """A fresh connection to the Hypervisor."""
-        return await HypervisorClient.dial(HYPERVISOR, self.certificates)
+        return await HypervisorClient.connect(HYPERVISOR, self._credentials())
 
     async def image_server(self) -> ImageServerClient:
         """A fresh connection to the image server."""
-        return await ImageServerClient.dial(IMAGE_SERVER, self.certificates)
+        return await ImageServerClient.connect(IMAGE_SERVER, self._credentials())
 
     async def stop(self) -> None:
         """Stop the daemons, last started first. Guests end with the namespace."""
@@ -178,6 +179,9 @@ class Sandbox:
             if daemon.process.returncode is not None:
                 return daemon.error(f"ended with status {daemon.process.returncode}")
         return None
+
+    def _credentials(self) -> ClientCredentials:
+        return ClientCredentials.load(self.certificates)
 
     async def _start(self, name: str, options: Sequence[str]) -> None:
         keys = self.directory / "pki" / name

@@ -27,7 +27,7 @@ def command(target: Target, ip_address: str, port: int) -> None:
     async def work() -> None:
         async with (
             await connector(target)() as client,
-            client.connect_to_vm_serial_port(ip_address, port) as connection,
+            client.connect_serial(ip_address, port) as connection,
         ):
             if sys.stdin.isatty():
                 print(f"connected to {ip_address}; detach with Ctrl-]", file=sys.stderr)

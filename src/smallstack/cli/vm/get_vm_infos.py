@@ -8,7 +8,6 @@ from smallstack.cli.connect import connector
 from smallstack.cli.options import Target, run
 from smallstack.cli.output import emit_rows, format_option
 from smallstack.cli.vm.record import COLUMNS, summary, vm_record
-from smallstack.proto.hypervisor import GetVmInfosRequest
 from smallstack.proto.vm import VmInfo
 
 
@@ -20,7 +19,7 @@ def command(target: Target, output: str) -> None:
 
     async def work() -> list[VmInfo]:
         async with await connector(target)() as client:
-            return await client.get_vm_infos(GetVmInfosRequest())
+            return await client.get_vm_infos()
 
     infos = run(work())
     if output == "json":

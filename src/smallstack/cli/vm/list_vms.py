@@ -5,7 +5,6 @@ import click
 from smallstack.cli.connect import connector
 from smallstack.cli.options import Target, run
 from smallstack.cli.output import emit_rows, format_option
-from smallstack.proto.hypervisor import ListVMsRequest
 
 
 @click.command("list-vms")
@@ -22,11 +21,11 @@ def command(
     output: str,
 ) -> None:
     """List the addresses of the VMs on the Hypervisor, one a line."""
-    request = make_list_request(users, groups, tags)
+    match = parse_tags(tags)
 
     async def work() -> list[str]:
         async with await connector(target)() as client:
-            return await client.list_vms(request)
+            return await client.list_vms(owner_users=users, owner_groups=groups, tags=match)
 
     addresses = run(work())
     if output == "table":
@@ -36,16 +35,12 @@ def command(
         emit_rows([{"ip_address": a} for a in addresses], output, ("ip_address",))
 
 
-def make_list_request(
-    users: tuple[str, ...], groups: tuple[str, ...], tags: tuple[str, ...]
-) -> ListVMsRequest:
-    """The filter that the options describe, sorted by address."""
+def parse_tags(tags: tuple[str, ...]) -> dict[str, list[str]]:
+    """The values that each key may have, from ``KEY=VALUE`` words."""
     match: dict[str, list[str]] = {}
     for tag in tags:
         key, separator, value = tag.partition("=")
         if not (key and separator):
             raise click.BadParameter(f"{tag!r} is no tag: write KEY=VALUE")
         match.setdefault(key, []).append(value)
-    return ListVMsRequest(
-        owner_groups=list(groups), owner_users=list(users), sort=True, vm_tags_to_match=match
-    )
+    return match

@@ -43,8 +43,8 @@ def command(
     async def work() -> None:
         connect = connector(target)
         async with await connect() as client, transcript.running():
-            timed_out = await client.reboot_vm(ip_address, dhcp_timeout)
-            wait_dhcp(ip_address, dhcp_timeout, timed_out, transcript.line)
+            asked = await client.reboot_vm(ip_address, dhcp_timeout=dhcp_timeout)
+            wait_dhcp(ip_address, dhcp_timeout, not asked, transcript.line)
             await wait_after(connect, ip_address, after, transcript.line, client)
 
     run(work())

@@ -4,14 +4,14 @@ import json
 from typing import Any
 
 from smallstack.proto.vm import VmInfo
-from smallstack.srpc.json_coder import encode
+from smallstack.srpc.json_coder import to_json
 
 COLUMNS = ("ip_address", "state", "hostname", "image", "memory_mib", "milli_cpus", "owner")
 
 
 def vm_record(info: VmInfo) -> dict[str, Any]:
     """The record with the wire's field names and text forms."""
-    record: dict[str, Any] = json.loads(encode(info))
+    record: dict[str, Any] = json.loads(to_json(info))
     return record
 
 

@@ -11,6 +11,7 @@ other implementations skip.
 
 import stat
 import struct
+from array import array
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Final, NamedTuple, TypeAlias
 
@@ -44,6 +45,8 @@ ENTRY: Final = struct.Struct("<III")
 
 HAS_MTIME: Final = 1
 COMPUTED: Final = 2
+
+_ENTRY_RANGE: Final = struct.Struct("<II")
 
 BLOCK_SIZE: Final = 4096
 MAX_XATTRS: Final = 1 << 20
@@ -330,7 +333,10 @@ _SPECIAL: Final = frozenset({stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IF
 
 
 class FileSystemBuilder:
-    """Collects inodes and names, then packs them. The root directory is there from the start."""
+    """Collects inodes and names, then packs them. The root directory is there from the start.
+
+    It costs what the packed tree costs: no Python object is kept for an inode.
+    """
 
     def __init__(
         self,
@@ -340,9 +346,10 @@ class FileSystemBuilder:
         mtime_ns: int | None = None,
         xattrs: Mapping[bytes, bytes] | None = None,
     ) -> None:
-        self._records: list[tuple[int | bytes, ...]] = []
+        self._inodes = bytearray()
+        self._entries = bytearray()
         self._blob = bytearray()
-        self._links: list[list[tuple[bytes, int]] | None] = []
+        self._owners = array("I")
         self._number = 0
         self.add(mode=mode | stat.S_IFDIR, uid=uid, gid=gid, mtime_ns=mtime_ns, xattrs=xattrs)
 
@@ -368,13 +375,12 @@ class FileSystemBuilder:
         parts do not fit together.
         """
         kind = stat.S_IFMT(mode)
-        index = len(self._records)
+        index = len(self._inodes) // INODE.size
         flags = 0
         if number is None:
             number = index
         if index > 1 and number <= self._number:
             raise TreeError(what=f"inode {number} comes behind inode {self._number}")
-        self._number = number
         if kind != stat.S_IFLNK and not computed:
             target = b""
         if kind == stat.S_IFREG:
@@ -392,8 +398,8 @@ class FileSystemBuilder:
         seconds, nanoseconds = divmod(mtime_ns or 0, NANOSECONDS_PER_SECOND)
         regular = kind == stat.S_IFREG and not flags & COMPUTED
         packed = pack_xattrs(xattrs) if xattrs else b""
-        self._records.append(
-            (
+        try:
+            record = INODE.pack(
                 number,
                 size if regular else 0,
                 seconds,
@@ -404,21 +410,55 @@ class FileSystemBuilder:
                 rdev if kind in _SPECIAL else 0,
                 self._keep(target),
                 len(target),
+                0,
+                0,
                 self._keep(packed),
                 len(packed),
                 flags,
+                0,
                 hash if regular and size else b"",
             )
-        )
-        self._links.append([] if kind == stat.S_IFDIR else None)
+        except struct.error as error:
+            raise TreeError(what=f"inode {number} has a number out of range: {error}") from None
+        self._inodes += record
+        self._number = number
         return index
+
+    def restate_directory(
+        self,
+        index: int,
+        *,
+        mode: int,
+        uid: int = 0,
+        gid: int = 0,
+        mtime_ns: int | None = None,
+        xattrs: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """Gives a directory that was added before other metadata; raises TreeError."""
+        start = index * INODE.size
+        old = INODE.unpack_from(self._inodes, start)
+        if not stat.S_ISDIR(old[4]) or not stat.S_ISDIR(mode):
+            raise TreeError(what=f"inode {index} is not a directory")
+        seconds, nanoseconds = divmod(mtime_ns or 0, NANOSECONDS_PER_SECOND)
+        packed = pack_xattrs(xattrs) if xattrs else b""
+        flags = HAS_MTIME if mtime_ns is not None else 0
+        times = (seconds, nanoseconds)
+        xattr = (self._keep(packed), len(packed))
+        record = (*old[:2], *times, mode, uid, gid, *old[7:12], *xattr, flags, *old[15:])
+        try:
+            INODE.pack_into(self._inodes, start, *record)
+        except struct.error as error:
+            raise TreeError(what=f"inode {index} has a number out of range: {error}") from None
 
     def link(self, directory: int, name: bytes, inode: int) -> None:
         """Puts an inode into a directory; more than one link to it are hard links."""
-        names = self._links[directory]
-        if names is None:
+        if not stat.S_ISDIR(INODE.unpack_from(self._inodes, directory * INODE.size)[4]):
             raise TreeError(what=f"inode {directory} is not a directory: it cannot hold {name!r}")
-        names.append((name, inode))
+        if len(self._blob) + len(name) >= 1 << 32:
+            raise TreeError(what="names, targets and attributes take more than 4 GiB")
+        self._owners.append(directory)
+        self._entries += ENTRY.pack(inode, len(self._blob), len(name))
+        self._blob += name
 
     def build(self) -> FileSystem:
         """The packed tree; directories keep the order of their links.
@@ -426,21 +466,22 @@ class FileSystemBuilder:
         Raises TreeError for bad names, the same name twice in a directory, and directories that
         are linked twice or form a loop. Inodes without a link are left out.
         """
-        blob = bytearray(self._blob)
-        entries = bytearray()
-        inodes = bytearray()
-        regular = total = directories = 0
-        for record, names in zip(self._records, self._links, strict=True):
-            first = len(entries) // ENTRY.size
-            for name, inode in names or ():
-                entries += ENTRY.pack(inode, len(blob), len(name))
-                blob += name
-            inodes += INODE.pack(
-                *record[:10], first if names else 0, len(names or ()), *record[10:13], 0, record[13]
-            )
-        if len(blob) >= 1 << 32:
-            raise TreeError(what="names, targets and attributes take more than 4 GiB")
-        packed = tree.finish(bytes(inodes), bytes(entries), bytes(blob))
+        counts = array("I", bytes(4 * (len(self._inodes) // INODE.size)))
+        for owner in self._owners:
+            counts[owner] += 1
+        places = array("I", counts)
+        first = 0
+        for index, count in enumerate(counts):
+            places[index] = first
+            if count:
+                _ENTRY_RANGE.pack_into(self._inodes, index * INODE.size + 56, first, count)
+            first += count
+        entries = bytearray(len(self._entries))
+        for number, owner in enumerate(self._owners):
+            to, start = places[owner] * ENTRY.size, number * ENTRY.size
+            entries[to : to + ENTRY.size] = self._entries[start : start + ENTRY.size]
+            places[owner] += 1
+        packed = tree.finish(bytes(self._inodes), bytes(entries), bytes(self._blob))
         regular, total, directories = tree.totals(packed[0])
         return FileSystem(
             *packed,

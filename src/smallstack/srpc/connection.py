@@ -10,13 +10,15 @@ Values above `THREAD_SIZE` bytes are decoded in the thread pool, so that the loo
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from smallstack.identity.peer import Peer
 from smallstack.srpc import gob
 from smallstack.srpc.coder import DEFAULT, NEED_MORE, Limits, NeedMoreType
-from smallstack.srpc.stream import Stream
+from smallstack.srpc.stream import MAX_LINE, READ_HIGH, Stream
+
+if TYPE_CHECKING:
+    from smallstack.srpc import json_coder
 
 T = TypeVar("T")
 THREAD_SIZE: Final = 128 * 1024
@@ -52,8 +54,7 @@ class Connection(Stream):
         self.peer: Peer = _NOBODY
         self.json = False
         self.limits: Limits = DEFAULT
-        self.late_newline = False
-        """Whether the newline behind the last JSON value may still be on its way."""
+        self._late_newline = False  # of the last JSON value: it may still be on its way
         self._encoder: Encoder | None = None
         self._decoder: Decoder | None = None
 
@@ -89,7 +90,7 @@ class Connection(Stream):
             else:
                 decoder = self._decoder = gob.Decoder(self.limits)
         if self.json:
-            return await self._decode_json(decoder, type_)
+            return await self._decode_json(cast("json_coder.Decoder", decoder), type_)
         while True:
             message = await self._gob_message()
             if len(message) > THREAD_SIZE:
@@ -99,6 +100,31 @@ class Connection(Stream):
                 value = decoder.decode(type_)
             if value is not NEED_MORE:
                 return value
+
+    async def read_line(self, limit: int = MAX_LINE) -> bytes:
+        """As `Stream.read_line`."""
+        if self._late_newline:
+            await self._skip_newline()
+        return await super().read_line(limit)
+
+    async def read_exactly(self, count: int) -> bytes:
+        """As `Stream.read_exactly`."""
+        if self._late_newline and count:
+            await self._skip_newline()
+        return await super().read_exactly(count)
+
+    async def read_some(self, limit: int = READ_HIGH) -> bytes:
+        """As `Stream.read_some`."""
+        if self._late_newline:
+            await self._skip_newline()
+        return await super().read_some(limit)
+
+    async def _skip_newline(self) -> None:
+        """A JSON value and its line feed may come in two pieces; it belongs to the value."""
+        if self._buffer or await self.more():
+            self._late_newline = False
+            if self._buffer.startswith(b"\n"):
+                self.skip(1)
 
     async def _gob_message(self) -> bytes:
         """The next length-prefixed message, whole."""
@@ -110,7 +136,7 @@ class Connection(Stream):
             raise gob.GobError(what=f"a message of {body} bytes")
         return await self.read_exactly(header + body)
 
-    async def _decode_json(self, decoder: Decoder, type_: type[T]) -> T:
+    async def _decode_json(self, decoder: "json_coder.Decoder", type_: type[T]) -> T:
         while True:
             data = bytes(self._buffer)
             self._buffer.clear()
@@ -123,14 +149,8 @@ class Connection(Stream):
                 break
             if not await self.more(stall=True):
                 raise self._closed("in the middle of a value")
-        rest = decoder.take_rest()
-        for newline in (b"\n", b"\r\n"):
-            if rest.startswith(newline):
-                rest = rest.removeprefix(newline)
-                break
-        else:
-            self.late_newline = True
-        self.unread(rest)
+        self._late_newline = decoder.newline_pending
+        self.unread(decoder.take_rest())
         return value
 
 
@@ -143,6 +163,3 @@ def _json() -> Any:
     from smallstack.srpc import json_coder
 
     return json_coder
-
-
-ConnectionFactory = Callable[[], Connection]

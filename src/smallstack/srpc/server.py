@@ -357,15 +357,13 @@ class Server:
             conn.write(framing.error_line(str(error)))
             await conn.flush()
             return False
-        late, conn.late_newline = conn.late_newline, False
         try:
             names = framing.split_method(line)
         except framing.MethodLineError as error:
             conn.write(framing.error_line(str(error)))
             return True
         if names is None:
-            if not late:
-                conn.write(_LF)
+            conn.write(_LF)
             return True
         service, name = names
         methods = self._services.get(service)

@@ -35,7 +35,7 @@ KEEP_ALIVE_SECONDS: Final = 300
 TLS_TIMEOUT: Final = 60.0
 STALL_TIMEOUT: Final = 60.0
 _SLICE: Final = 64 * 1024
-_LINE_LIMIT: Final = 64 * 1024
+MAX_LINE: Final = 64 * 1024
 
 
 def set_socket_options(sock: socket.socket) -> None:
@@ -142,7 +142,7 @@ class Stream(asyncio.Protocol):
         """Whether unread bytes are here."""
         return bool(self._buffer)
 
-    async def read_line(self, limit: int = _LINE_LIMIT) -> bytes:
+    async def read_line(self, limit: int = MAX_LINE) -> bytes:
         """The next line without its LF, of at most ``limit`` bytes.
 
         Raises LineTooLongError, ConnectionClosedError, PeerStalledError.

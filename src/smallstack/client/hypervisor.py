@@ -1,0 +1,219 @@
+"""The client of the Hypervisor service. Sizes are bytes or MiB as named; durations are ns."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from smallstack.client.errors import ServiceError
+from smallstack.client.service import ServiceClient, Source, receive
+from smallstack.proto import hypervisor as proto
+from smallstack.proto.vm import Subnet, VmInfo
+from smallstack.srpc.connection import Connection
+from smallstack.srpc.errors import ConnectionClosedError
+
+SECOND = 1_000_000_000
+
+
+class HypervisorClient(ServiceClient):
+    """Every method raises ServiceError for what the Hypervisor refuses, CallError for rights."""
+
+    service = "Hypervisor"
+
+    async def create_vm(
+        self,
+        request: proto.CreateVmRequest,
+        image_data: bytes | Path | None = None,
+        user_data: bytes | Path = b"",
+    ) -> AsyncGenerator[proto.CreateVmResponse, None]:
+        """Create a VM: every message as it comes, the last one has ``final`` and the address.
+
+        ``image_data`` is a raw root volume to send instead of naming an image. Their sizes are
+        filled into the request. A VM that is not acknowledged (`acknowledge_vm`) within 15 s of
+        the last message is destroyed. Leaving the iterator early gives the creation up.
+        """
+        sources = [Source(user_data)]
+        request.user_data_size = sources[0].size
+        if image_data is not None:
+            sources.insert(0, Source(image_data))
+            request.image_data_size = sources[0].size
+        failure = ""
+        async with self.client.raw("Hypervisor.CreateVm") as conn:
+            conn.encode(request)
+            sending = asyncio.ensure_future(_send(conn, sources))
+            try:
+                while True:
+                    try:
+                        reply = await conn.decode(proto.CreateVmResponse)
+                    except ConnectionClosedError:
+                        if sending.done():
+                            sending.result()  # what broke the sending says more
+                        raise
+                    failure = reply.error
+                    if not failure:
+                        yield reply
+                    if failure or reply.final:
+                        break
+                if not sending.done():  # refused in the middle of the data
+                    conn.abort()
+            finally:
+                sending.cancel()
+        if failure:
+            raise ServiceError(text=failure)
+
+    async def acknowledge_vm(self, ip_address: str) -> None:
+        """Keep a VM that was just created."""
+        request = proto.AcknowledgeVmRequest(ip_address=ip_address)
+        await self.checked("AcknowledgeVm", request, proto.AcknowledgeVmResponse)
+
+    async def list_vms(
+        self,
+        *,
+        ignore_state_mask: int = 0,
+        owner_users: Sequence[str] = (),
+        owner_groups: Sequence[str] = (),
+        tags: Mapping[str, Sequence[str]] | None = None,
+        sort: bool = True,
+    ) -> list[str]:
+        """Addresses of the VMs; bit n of the mask hides state n."""
+        request = proto.ListVMsRequest(
+            ignore_state_mask=ignore_state_mask,
+            owner_users=list(owner_users),
+            owner_groups=list(owner_groups),
+            vm_tags_to_match={key: list(values) for key, values in (tags or {}).items()},
+            sort=sort,
+        )
+        return (await self.call("ListVMs", request, proto.ListVMsResponse)).ip_addresses
+
+    async def get_vm_info(self, ip_address: str) -> VmInfo:
+        """The record of one VM."""
+        request = proto.GetVmInfoRequest(ip_address=ip_address)
+        return (await self.checked("GetVmInfo", request, proto.GetVmInfoResponse)).vm_info
+
+    async def get_vm_infos(
+        self,
+        *,
+        ignore_state_mask: int = 0,
+        owner_users: Sequence[str] = (),
+        owner_groups: Sequence[str] = (),
+        tags: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[VmInfo]:
+        """The records of all VMs that match, as `list_vms`."""
+        request = proto.GetVmInfosRequest(
+            ignore_state_mask=ignore_state_mask,
+            owner_users=list(owner_users),
+            owner_groups=list(owner_groups),
+            vm_tags_to_match={key: list(values) for key, values in (tags or {}).items()},
+        )
+        return (await self.checked("GetVmInfos", request, proto.GetVmInfosResponse)).vm_infos
+
+    async def start_vm(
+        self, ip_address: str, *, dhcp_timeout: int = 0, access_token: bytes = b""
+    ) -> bool:
+        """Start a stopped VM; whether it asked for its address within ``dhcp_timeout`` ns.
+
+        With a timeout of 0 nothing is waited for and the answer is True.
+        """
+        request = proto.StartVmRequest(
+            ip_address=ip_address, dhcp_timeout=dhcp_timeout, access_token=access_token
+        )
+        reply = await self.checked("StartVm", request, proto.StartVmResponse)
+        return not reply.dhcp_timed_out
+
+    async def stop_vm(self, ip_address: str, *, access_token: bytes = b"") -> None:
+        """Stop a running VM and wait until it has stopped."""
+        request = proto.StopVmRequest(ip_address=ip_address, access_token=access_token)
+        await self.checked("StopVm", request, proto.StopVmResponse)
+
+    async def reboot_vm(self, ip_address: str, *, dhcp_timeout: int = 0) -> bool:
+        """Reboot a running VM; the answer is that of `start_vm`."""
+        request = proto.RebootVmRequest(ip_address=ip_address, dhcp_timeout=dhcp_timeout)
+        reply = await self.checked("RebootVm", request, proto.RebootVmResponse)
+        return not reply.dhcp_timed_out
+
+    async def destroy_vm(self, ip_address: str, *, access_token: bytes = b"") -> None:
+        """Remove a VM, its volumes and its address."""
+        request = proto.DestroyVmRequest(ip_address=ip_address, access_token=access_token)
+        await self.checked("DestroyVm", request, proto.DestroyVmResponse)
+
+    @asynccontextmanager
+    async def connect_serial(self, ip_address: str, port: int = 0) -> AsyncIterator[Connection]:
+        """The VM's serial port as a stream of raw bytes both ways; closed on leaving."""
+        async with self.client.raw("Hypervisor.ConnectToVmSerialPort") as conn:
+            conn.encode(proto.ConnectToVmSerialPortRequest(ip_address=ip_address, port_number=port))
+            await conn.flush()
+            self.check(await conn.decode(proto.ConnectToVmSerialPortResponse))
+            try:
+                yield conn
+            finally:
+                conn.close()
+
+    async def probe_vm_port(self, ip_address: str, port: int, timeout: int = 10 * SECOND) -> bool:
+        """Whether a TCP port of the VM accepts within ``timeout`` ns."""
+        request = proto.ProbeVmPortRequest(ip_address=ip_address, port_number=port, timeout=timeout)
+        return (await self.checked("ProbeVmPort", request, proto.ProbeVmPortResponse)).port_is_open
+
+    async def trace_vm_metadata(self, ip_address: str) -> AsyncGenerator[str, None]:
+        """Paths the VM asks its metadata server for, as it asks; ends with the VM."""
+        async with self.client.raw("Hypervisor.TraceVmMetadata") as conn:
+            conn.encode(proto.TraceVmMetadataRequest(ip_address=ip_address))
+            await conn.flush()
+            self.check(await conn.decode(proto.TraceVmMetadataResponse))
+            try:
+                while line := await conn.read_line():
+                    yield line.decode(errors="replace")
+            except ConnectionClosedError:
+                return
+
+    async def get_updates(self) -> AsyncGenerator[proto.Update, None]:
+        """What changes on the Hypervisor: its whole state first, then changes and heartbeats."""
+        async with self.client.raw("Hypervisor.GetUpdates") as conn:
+            while True:
+                yield await conn.decode(proto.Update)
+
+    async def get_capacity(self) -> proto.GetCapacityResponse:
+        """Memory, CPUs and space of the machine."""
+        request = proto.GetCapacityRequest()
+        return await self.checked("GetCapacity", request, proto.GetCapacityResponse)
+
+    async def change_address_pool(self, request: proto.ChangeAddressPoolRequest) -> None:
+        """Add addresses to the pool or take them out."""
+        await self.checked("ChangeAddressPool", request, proto.ChangeAddressPoolResponse)
+
+    async def update_subnets(self, request: proto.UpdateSubnetsRequest) -> None:
+        """Add, change or delete subnets."""
+        await self.checked("UpdateSubnets", request, proto.UpdateSubnetsResponse)
+
+    async def list_subnets(self, sort: bool = True) -> list[Subnet]:
+        """The subnets the Hypervisor knows."""
+        request = proto.ListSubnetsRequest(sort=sort)
+        return (await self.checked("ListSubnets", request, proto.ListSubnetsResponse)).subnets
+
+    async def get_vm_user_data(self, ip_address: str, *, access_token: bytes = b"") -> bytes:
+        """The user data of a VM, b"" when it has none."""
+        async with self.client.raw("Hypervisor.GetVmUserData") as conn:
+            conn.encode(
+                proto.GetVmUserDataRequest(ip_address=ip_address, access_token=access_token)
+            )
+            await conn.flush()
+            reply = await conn.decode(proto.GetVmUserDataResponse)
+            if not reply.error:
+                return b"".join([data async for data in receive(conn, reply.length)])
+        raise ServiceError(text=reply.error)
+
+    async def replace_vm_user_data(self, ip_address: str, user_data: bytes | Path) -> None:
+        """Give a VM other user data."""
+        source = Source(user_data)
+        method = "Hypervisor.ReplaceVmUserData"
+        async with self.client.raw(method) as conn:
+            request = proto.ReplaceVmUserDataRequest(ip_address=ip_address, size=source.size)
+            conn.encode(request)
+            await source.send(conn)
+            reply = await self.client.reply(conn, method, proto.ReplaceVmUserDataResponse)
+        self.check(reply)
+
+
+async def _send(conn: Connection, sources: Sequence[Source]) -> None:
+    await conn.flush()
+    for source in sources:
+        await source.send(conn)

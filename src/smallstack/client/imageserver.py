@@ -1,0 +1,100 @@
+"""The client of the ImageServer service: images by name, in directories."""
+
+from collections.abc import Mapping, Sequence
+
+from smallstack.client.errors import ServiceError
+from smallstack.client.service import ServiceClient
+from smallstack.proto import imageserver as proto
+from smallstack.proto.image import Directory, Image
+from smallstack.srpc.coder import IMAGE
+
+
+class ImageServerClient(ServiceClient):
+    """Several of these methods have no error in their reply: their failures are CallError."""
+
+    service = "ImageServer"
+
+    async def add_image(self, name: str, image: Image) -> None:
+        """Add an image; all its objects must be on the server already."""
+        method = "ImageServer.AddImage"
+        async with self.client.raw(method) as conn:
+            await conn.encode_in_thread(proto.AddImageRequest(image_name=name, image=image))
+            await conn.flush()
+            await self.client.reply(conn, method, proto.AddImageResponse)
+
+    async def check_image(self, name: str) -> bool:
+        """Whether there is an image of this name."""
+        request = proto.CheckImageRequest(image_name=name)
+        return (await self.call("CheckImage", request, proto.CheckImageResponse)).image_exists
+
+    async def get_image(
+        self, name: str, timeout: int = 0, *, ignore_filesystem: bool = False
+    ) -> Image | None:
+        """The image, waited for at most ``timeout`` ns; None when there is none.
+
+        ``ignore_filesystem`` leaves its tree of inodes out.
+        """
+        request = proto.GetImageRequest(
+            image_name=name, timeout=timeout, ignore_filesystem=ignore_filesystem
+        )
+        method = "ImageServer.GetImage"
+        async with self.client.raw(method) as conn:
+            usual, conn.limits = conn.limits, IMAGE
+            try:
+                conn.encode(request)
+                await conn.flush()
+                return (await self.client.reply(conn, method, proto.GetImageResponse)).image
+            finally:
+                conn.limits = usual
+
+    async def find_latest_image(
+        self,
+        directory: str,
+        *,
+        build_commit_id: str = "",
+        ignore_expiring: bool = False,
+        tags: Mapping[str, Sequence[str]] | None = None,
+    ) -> str:
+        """The name of the newest image right in a directory, "" when there is none."""
+        request = proto.FindLatestImageRequest(
+            directory_name=directory,
+            build_commit_id=build_commit_id,
+            ignore_expiring_images=ignore_expiring,
+            tags_to_match={key: list(values) for key, values in (tags or {}).items()},
+        )
+        reply = await self.call("FindLatestImage", request, proto.FindLatestImageResponse)
+        if reply.error:
+            raise ServiceError(text=reply.error)
+        return reply.image_name
+
+    async def check_directory(self, name: str) -> bool:
+        """Whether there is a directory of this name."""
+        request = proto.CheckDirectoryRequest(directory_name=name)
+        reply = await self.call("CheckDirectory", request, proto.CheckDirectoryResponse)
+        return reply.directory_exists
+
+    async def list_images(self) -> list[str]:
+        """The names of all images."""
+        names = []
+        async with self.client.raw("ImageServer.ListImages") as conn:
+            while name := await conn.read_line():
+                names.append(name.decode(errors="replace"))
+        return names
+
+    async def list_directories(self) -> list[Directory]:
+        """All directories."""
+        found = []
+        async with self.client.raw("ImageServer.ListDirectories") as conn:
+            while (directory := await conn.decode(Directory)).name:
+                found.append(directory)
+        return found
+
+    async def make_directory(self, name: str, make_all: bool = False) -> None:
+        """Make a directory; ``make_all`` makes those above it too."""
+        request = proto.MakeDirectoryRequest(directory_name=name, make_all=make_all)
+        await self.call("MakeDirectory", request, proto.MakeDirectoryResponse)
+
+    async def delete_image(self, name: str) -> None:
+        """Delete an image; its name can never be used again."""
+        request = proto.DeleteImageRequest(image_name=name)
+        await self.call("DeleteImage", request, proto.DeleteImageResponse)

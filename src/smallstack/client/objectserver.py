@@ -1,0 +1,171 @@
+"""The client of the ObjectServer service: bytes by their SHA-512."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from smallstack.client.errors import ObjectsMissingError, ServiceError
+from smallstack.client.service import CHUNK, ServiceClient, Source
+from smallstack.proto import objectserver as proto
+from smallstack.proto.kinds import Hash
+from smallstack.srpc.connection import Connection
+
+
+class NewObject(NamedTuple):
+    """An object to add: its bytes, or the file that has them, and its SHA-512 if known."""
+
+    data: bytes | Path
+    expected: bytes | None = None
+
+
+class ObjectReader:
+    """One object as it comes in: iterate over its pieces, or read it at once."""
+
+    def __init__(self, conn: Connection, digest: bytes, size: int) -> None:
+        self.digest = digest
+        self.size = size
+        """Bytes, all together."""
+        self._conn = conn
+        self._left = size
+
+    async def read(self, limit: int = CHUNK) -> bytes:
+        """The next piece of at most ``limit`` bytes, b"" at the end of the object.
+
+        Raises ConnectionClosedError when the server stops in the middle.
+        """
+        if not self._left:
+            return b""
+        data = await self._conn.read_some(min(limit, self._left))
+        if not data:
+            data = await self._conn.read_exactly(self._left)  # raises
+        self._left -= len(data)
+        return data
+
+    async def read_all(self) -> bytes:
+        """What is left of it."""
+        left, self._left = self._left, 0
+        return await self._conn.read_exactly(left)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self.read()
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+
+class ObjectServerClient(ServiceClient):
+    """Digests are 64 bytes; nothing here checks that bytes suit their digest."""
+
+    service = "ObjectServer"
+
+    async def check_objects(self, digests: Sequence[bytes]) -> list[int]:
+        """The size of each object in bytes, 0 for those the server lacks."""
+        request = proto.CheckObjectsRequest(hashes=[Hash(digest) for digest in digests])
+        return (await self.call("CheckObjects", request, proto.CheckObjectsResponse)).object_sizes
+
+    async def get_objects(
+        self, digests: Sequence[bytes], exclusive: bool = False
+    ) -> AsyncGenerator[ObjectReader, None]:
+        """The objects in the order asked for; what is not read of one is skipped.
+
+        Raises ObjectsMissingError before the first when the server lacks any.
+        """
+        missing = ""
+        async with self.client.raw("ObjectServer.GetObjects") as conn:
+            hashes = [Hash(digest) for digest in digests]
+            conn.encode(proto.GetObjectsRequest(hashes=hashes, exclusive=exclusive))
+            await conn.flush()
+            reply = await conn.decode(proto.GetObjectsResponse)
+            missing = reply.response_string
+            if not missing and len(reply.object_sizes) != len(hashes):
+                raise ServiceError(
+                    text=f"{self.client.address} answered for {len(reply.object_sizes)} "
+                    f"objects, not {len(hashes)}"
+                )
+            if not missing:
+                for digest, size in zip(hashes, reply.object_sizes, strict=True):
+                    reader = ObjectReader(conn, digest, size)
+                    yield reader
+                    async for _ in reader:
+                        pass
+        if missing:
+            raise ObjectsMissingError(server=self.client.address, text=missing)
+
+    async def add_objects(
+        self, objects: Iterable[NewObject] | AsyncIterable[NewObject]
+    ) -> list[proto.AddObjectResponse]:
+        """Add objects; one reply each, with the digest and whether it was new.
+
+        Empty objects do not exist: they are refused. Raises ServiceError with the first failure.
+        """
+        async with self.client.raw("ObjectServer.AddObjects") as conn:
+            replies = _Replies(conn)
+            reading = asyncio.ensure_future(replies.read())
+            try:
+                if isinstance(objects, AsyncIterable):
+                    async for one in objects:
+                        await self._add(conn, one, replies)
+                else:
+                    for one in objects:
+                        await self._add(conn, one, replies)
+                conn.encode(proto.AddObjectRequest())
+                await conn.flush()
+                replies.all_sent()
+                await reading
+            finally:
+                reading.cancel()
+        return replies.received
+
+    async def _add(self, conn: Connection, one: NewObject, replies: "_Replies") -> None:
+        source = Source(one.data)
+        if not source.size:
+            raise ServiceError(text=f"object {one.data!r:.80} is empty")
+        expected = None if one.expected is None else Hash(one.expected)
+        conn.encode(proto.AddObjectRequest(length=source.size, expected_hash=expected))
+        replies.sent()
+        await source.send(conn)
+        replies.check()
+
+
+class _Replies:
+    """Takes replies while objects are still being sent, so that neither side waits for ever."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.received: list[proto.AddObjectResponse] = []
+        self._conn = conn
+        self._expected = 0
+        self._more = asyncio.Event()
+        self._ended = False
+        self._failure: BaseException | None = None
+
+    def sent(self) -> None:
+        self._expected += 1
+        self._more.set()
+
+    def all_sent(self) -> None:
+        self._ended = True
+        self._more.set()
+
+    def check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def read(self) -> None:
+        try:
+            while True:
+                while len(self.received) < self._expected:
+                    reply = await self._conn.decode(proto.AddObjectResponse)
+                    if reply.error_string:
+                        raise ServiceError(text=reply.error_string)
+                    self.received.append(reply)
+                if self._ended:
+                    return
+                self._more.clear()
+                await self._more.wait()
+        except Exception as error:
+            self._failure = error
+            raise

@@ -92,7 +92,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """One line on standard error, then exit with ``code``."""
-    print(f"{Path(sys.argv[0]).stem}: {' '.join(message.split())}", file=sys.stderr)
+    program = Path(sys.argv[0]).stem.replace("_", "-")
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 

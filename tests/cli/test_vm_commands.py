@@ -1,0 +1,130 @@
+"""What vm-control and hyper-control make of their command lines, without a Hypervisor."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from smallstack.cli.breakdown import picture, stages, table
+from smallstack.cli.hyper.add_address import make_addresses
+from smallstack.cli.hyper_control import group as hyper_control
+from smallstack.cli.transcript import Transcript
+from smallstack.cli.vm.create_vm import read_overlay
+from smallstack.cli.vm.list_vms import parse_tags
+from smallstack.cli.vm_control import COMMANDS
+from smallstack.cli.vm_control import group as vm_control
+from smallstack.control.create import Created
+from smallstack.telemetry.timeline import Phase
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["create-vm", "--image-name", "x"], "a VM needs a name"),
+        (["create-vm", "--hostname", "x"], "no image"),
+        (["create-vm", "--hostname", "x", "--image-name", "x", "--tag", "k"], "write KEY=VALUE"),
+        (["create-vm", "--memory", "some"], "no size"),
+        (["no-such-command"], "No such command"),
+        (["get-vm-info"], "Missing argument"),
+    ],
+)
+def test_a_wrong_command_line_says_what_to_do(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(vm_control, words)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_every_command_can_be_asked_for_help() -> None:
+    for name in COMMANDS:
+        result = CliRunner().invoke(vm_control, [name, "--help"])
+        assert result.exit_code == 0, (name, result.output)
+
+
+def test_hyper_control_refuses_nonsense() -> None:
+    result = CliRunner().invoke(hyper_control, ["add-address", "", ""])
+    assert result.exit_code == 2
+    assert "needs a MAC, an IP or both" in result.output
+
+
+def test_no_certificate_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "smallstack.cli.vm_control"]
+    done = subprocess.run(
+        [*command, "--cert-directory", str(tmp_path), "list-vms"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"vm-control: no certificate in {tmp_path}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_client_tools_stay_light() -> None:
+    """What is imported at the start of every create."""
+    code = (
+        "import sys, smallstack.cli.vm_control, smallstack.cli.vm.create_vm\n"
+        "heavy = {'aiohttp', 'pyroute2', 'matplotlib', 'cryptography', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_address_ranges() -> None:
+    found = make_addresses("", "198.51.100.2-198.51.100.4")
+    assert [a.ip_address for a in found] == ["198.51.100.2", "198.51.100.3", "198.51.100.4"]
+    assert found[0].mac_address == "52:54:c6:33:64:02"
+    for wrong in ("198.51.100.4-198.51.100.2", "198.51.100", "0.0.0.0-255.255.255.255"):
+        with pytest.raises(click.BadParameter):
+            make_addresses("", wrong)
+
+
+def test_tags_and_overlay(tmp_path: Path) -> None:
+    assert parse_tags(("a=1", "a=2", "b=x=y")) == {"a": ["1", "2"], "b": ["x=y"]}
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "motd").write_bytes(b"hello\n")
+    assert read_overlay(tmp_path) == (["/etc"], {"/etc/motd": b"hello\n"})
+    assert read_overlay(None) == ([], {})
+
+
+def test_transcript_has_time_stamps() -> None:
+    stream = io.StringIO()
+    Transcript(stream).line("getting image")
+    stamp, _, text = stream.getvalue().partition(" getting ")
+    assert len(stamp) == len("2026/01/31 10:02:07")
+    assert text == "image\n"
+
+
+def example() -> Created:
+    second = 10**9
+    return Created(
+        ip="198.51.100.2",
+        connect_started_ns=5 * second,
+        acknowledged_ns=5 * second + 400_000_000,
+        messages=[
+            (0.01, "getting image"),
+            (0.02, "unpacking image: x"),
+            (0.05, "starting VM 198.51.100.2"),
+        ],
+        timeline=[Phase("tap", 5 * second + 30_000_000, 5 * second + 34_000_000)],
+    )
+
+
+def test_breakdown_adds_up() -> None:
+    parts = stages(example())
+    assert [name for name, _ in parts] == ["connect", "get image", "unpack", "start to DHCP ACK"]
+    assert sum(seconds for _, seconds in parts) == pytest.approx(0.4)
+    text = table(example(), 0.5)
+    assert "1.216 s" in text
+    assert "tap" in text
+    assert "350.0 ms" in text
+
+
+def test_picture_is_drawn(tmp_path: Path) -> None:
+    picture(example(), tmp_path / "new" / "x.png")
+    assert (tmp_path / "new" / "x.png").read_bytes().startswith(b"\x89PNG")

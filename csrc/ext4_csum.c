@@ -121,6 +121,12 @@ void ss_ext4_extent_csum(void *block, uint32_t inode_seed)
     memcpy((uint8_t *)block + EXT4_BLOCK - 4, &crc, 4);
 }
 
+bool ss_ext4_extent_csum_ok(const void *block, uint32_t inode_seed)
+{
+    uint32_t crc = ss_crc32c(inode_seed, block, EXT4_BLOCK - 4);
+    return memcmp((const uint8_t *)block + EXT4_BLOCK - 4, &crc, 4) == 0;
+}
+
 void ss_ext4_xattr_csum(void *block, uint32_t seed, uint64_t number)
 {
     struct ext4_xattr_header *header = block;

@@ -28,6 +28,7 @@ void ss_ext4_leaf_csum(void *block, uint32_t inode_seed);
 bool ss_ext4_leaf_csum_ok(const void *block, uint32_t inode_seed);
 void ss_ext4_dx_csum(void *block, uint32_t inode_seed, uint32_t at);
 void ss_ext4_extent_csum(void *block, uint32_t inode_seed);
+bool ss_ext4_extent_csum_ok(const void *block, uint32_t inode_seed);
 void ss_ext4_xattr_csum(void *block, uint32_t seed, uint64_t number);
 
 #endif

@@ -59,7 +59,7 @@ def plug(bridge: Bridge) -> Iterator[Callable[..., world.Guest]]:
 
 
 @pytest.fixture
-def nothing_left(namespace: None) -> Iterator[None]:
+def nothing_left(bridge: Bridge, guard: Guard) -> Iterator[None]:
     """After the test there are as many descriptors and interfaces as before it."""
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     interfaces = socket.if_nameindex()

@@ -11,16 +11,10 @@ printf '[Match]\nName=eth0\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6Ac
     >/run/systemd/network/10-eth0.network
 chmod -R a+rX /run/systemd
 chown -R systemd-network /run/systemd/netif
-mkfifo /run/monitor
-ip monitor address dev eth0 >/run/monitor &
-monitor=$!
 /lib/systemd/systemd-networkd >"$1" 2>&1 &
 pid=$!
 trap 'kill $pid 2>/dev/null || true' EXIT
-while read -r line; do
-    case $line in *' inet '*) break ;; esac
-done </run/monitor
-kill $monitor
+until ip -4 -oneline address show dev eth0 | grep -q inet; do sleep 0.02; done
 for lease in /run/systemd/netif/leases/*; do cat "$lease"; done
 ip -4 address show dev eth0
 ip -4 route show

@@ -6,10 +6,13 @@ have them::
 
     prerouting:  iifname "ss-*", "ssm*" (our taps)  -> guest
                  iifname @uplinks                   -> drop 169.254.0.0/16, IPv4 and ARP
-    guest:       IPv4 to 169.254.169.254: iifname . ether saddr . ip saddr in @metadata
+    guest:       IPv4 or ARP from 169.254.169.254 -> drop
+                 IPv4 to 169.254.169.254: iifname . ether saddr . ip saddr in @metadata
                      -> destination MAC becomes that of the metadata service, accept; else drop
                  UDP to port 67: iifname . ether saddr . ip saddr in @dhcp (the VM's own address
-                     or 0.0.0.0) and iifname . chaddr in @hardware -> accept; else drop
+                     or 0.0.0.0) and iifname . chaddr in @hardware -> accept
+                 UDP to port 67: iifname . ether saddr in @external (no address of ours) and
+                     iifname . chaddr in @hardware -> accept; else drop
                  UDP to port 68: the same in @identity (the VM's own address alone)
                  a double VLAN tag whose outer identifier is 0 -> drop
     forward:     IPv4 from @services (the metadata service): oifname . ether daddr . ip daddr
@@ -51,7 +54,11 @@ _NAME, _MAC, _IP = nf.REGISTER, 12, 14
 
 @dataclass(frozen=True)
 class Guest:
-    """Which MAC and IPv4 address may use a tap; ``service`` is the metadata service's MAC."""
+    """Which MAC and IPv4 address may use a tap; ``service`` is the metadata service's MAC.
+
+    Without an address (which somebody else's DHCP gives) only the MAC has to agree, and there is
+    no metadata.
+    """
 
     tap: str
     mac: str
@@ -62,6 +69,8 @@ class Guest:
         """The set elements that stand for this guest."""
         name, mac = nf.ifname(self.tap), packed_mac(self.mac)
         padded = mac + b"\0\0"
+        if not self.ip:
+            return {"external": [(name + padded, None)], "hardware": [(name + padded, None)]}
         own = name + padded + IPv4Address(self.ip).packed
         found: dict[str, list[tuple[bytes, bytes | None]]] = {
             "dhcp": [(own, None), (name + padded + bytes(4), None)],
@@ -95,6 +104,7 @@ def build(state: State) -> nf.Batch:
     batch.add_set("identity", triple)
     batch.add_set("metadata", triple, nf.ETHER_ADDR)
     batch.add_set("hardware", [nf.IFNAME, nf.ETHER_ADDR])
+    batch.add_set("external", [nf.IFNAME, nf.ETHER_ADDR])
     for chain in ("guest", "link-local"):
         batch.add_chain(chain)
     batch.add_chain("prerouting", nf.PREROUTING, nf.DSTNAT_PRIORITY)
@@ -147,6 +157,9 @@ def _rules() -> Iterable[tuple[str, tuple[bytes, ...]]]:
         nf.compare(METADATA_ADDRESS.packed),
     )
     redirect = (nf.lookup("metadata", into=nf.REGISTER), nf.store(nf.LINK, 0, 6))
+    for protocol, offset in ((ipv4, 12), (arp, 14)):
+        as_service = (nf.payload(nf.NETWORK, offset, 4), nf.compare(METADATA_ADDRESS.packed))
+        yield "guest", (*protocol, *as_service, nf.counter(), drop)
     yield "guest", (*to_metadata, *source, *redirect, accept)
     yield "guest", (*to_metadata, nf.counter(), drop)
 
@@ -165,6 +178,7 @@ def _rules() -> Iterable[tuple[str, tuple[bytes, ...]]]:
         nf.lookup("hardware"),
     )
     yield "guest", (*to_port(67), *source, nf.lookup("dhcp"), *hardware, accept)
+    yield "guest", (*to_port(67), *source[:2], nf.lookup("external"), *hardware, accept)
     yield "guest", (*to_port(67), nf.counter(), drop)
     yield "guest", (*to_port(68), *source, nf.lookup("identity"), accept)
     yield "guest", (*to_port(68), nf.counter(), drop)

@@ -23,6 +23,8 @@ from smallstack.network.namespace import enter_namespace
 from smallstack.telemetry.errors import describe
 
 T = TypeVar("T")
+NO_IPV6 = {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", 1]]}]]}
+"""IFLA_AF_SPEC for a port that shall have no IPv6 address and so say nothing of its own."""
 
 
 @dataclass

@@ -29,7 +29,7 @@ from smallstack.network.errors import (
 )
 from smallstack.network.macs import packed_mac
 from smallstack.network.names import TAP_BY_IP, TAP_BY_MAC, TAP_PREFIXES
-from smallstack.network.netlink import Netlink, Sockets, route_error
+from smallstack.network.netlink import NO_IPV6, Netlink, Sockets, route_error
 
 __all__ = ["TAP_PREFIXES", "Tap", "create_tap", "delete_tap", "list_taps", "tap_name"]
 
@@ -174,10 +174,7 @@ def _join(route: Any, tap: Tap, bridge: Bridge, mac: str | None) -> None:
         "master": bridge.index,
         "mtu": tap.mtu,
         "state": "up",
-        # No IPv6 address for the port itself: what it would send goes to the guest.
-        "IFLA_AF_SPEC": {
-            "attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", 1]]}]],
-        },
+        "IFLA_AF_SPEC": NO_IPV6,
     }
     if mac is not None:
         settings["address"] = (b"\xfe" + packed_mac(mac)[1:]).hex(":")

@@ -28,7 +28,7 @@ from smallstack.network.guard import METADATA_ADDRESS
 from smallstack.network.macs import mac_text
 from smallstack.network.names import service_name
 from smallstack.network.namespace import create_namespace
-from smallstack.network.netlink import Netlink, Sockets, route_error
+from smallstack.network.netlink import NO_IPV6, Netlink, Sockets, route_error
 from smallstack.telemetry.errors import describe
 
 HTTP_PORT = 80
@@ -146,11 +146,10 @@ def _plug(route: Any, bridge: Bridge, mac: str, namespace: int) -> None:
                 "address": mac,
                 "mtu": bridge.mtu,
                 "net_ns_fd": namespace,
-                "IFLA_AF_SPEC": _no_ipv6(),
             },
         )
         index = socket.if_nametoindex(name)
-        route.link("set", index=index, master=bridge.index, state="up", IFLA_AF_SPEC=_no_ipv6())
+        route.link("set", index=index, master=bridge.index, state="up", IFLA_AF_SPEC=NO_IPV6)
         route.fdb(
             "add",
             ifindex=index,
@@ -162,15 +161,11 @@ def _plug(route: Any, bridge: Bridge, mac: str, namespace: int) -> None:
         raise route_error(error, f"connect {name} to {bridge.name}") from error
 
 
-def _no_ipv6() -> dict[str, object]:
-    return {"attrs": [["AF_INET6", {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", 1]]}]]}
-
-
 def _settle(route: Any) -> int:
     index = socket.if_nametoindex("eth0")
     try:
         route.addr("add", index=index, address=str(METADATA_ADDRESS), prefixlen=32)
-        route.link("set", index=index, state="up")
+        route.link("set", index=index, state="up", IFLA_AF_SPEC=NO_IPV6)
     except Exception as error:
         raise route_error(error, f"give eth0 the address {METADATA_ADDRESS}") from error
     return index

@@ -1,0 +1,295 @@
+"""The network of one Hypervisor, put together.
+
+`Network.open` takes bridges into service: guard, metadata, DHCP. `Network.attach` gives one VM
+address its port (tap, lease, a place in the guard and among the metadata service's neighbours),
+`Network.detach` takes all of that away; both can be repeated. After a restart of the agent, VMs
+that still run are given to `open`, which replaces the guard's rules in one transaction.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from smallstack.network.book import AddressBook, Change
+from smallstack.network.bridge import Bridge, choose_bridge, ensure_bridge, list_bridges
+from smallstack.network.dhcp.server import DhcpServer
+from smallstack.network.errors import NetworkError, NoUsableBridgeError
+from smallstack.network.guard import Guard, Guest
+from smallstack.network.metadata.server import Lookup, MetadataServer
+from smallstack.network.metadata.tracers import Tracers
+from smallstack.network.monitor import LinkMonitor
+from smallstack.network.names import service_name
+from smallstack.network.netlink import Netlink, Sockets
+from smallstack.network.tap import Tap, delete_tap, open_tap, tap_name
+from smallstack.proto.vm import Subnet
+
+_log = logging.getLogger("smallstack.network")
+
+
+@dataclass(frozen=True)
+class BridgeSpec:
+    """A bridge to serve: made if it is missing and ``create`` says so, and given ``address``
+    (``198.51.100.1/24``) if there is one."""
+
+    name: str
+    address: str | None = None
+    create: bool = False
+
+
+@dataclass(frozen=True)
+class Port:
+    """One address of a VM, and what its owner is told by DHCP. Without an IP (a network whose
+    DHCP is somebody else's) it has a tap, but no lease and no metadata."""
+
+    mac: str
+    ip: str
+    subnet: Subnet
+    hostname: str = ""
+
+    @property
+    def tap(self) -> str:
+        """The name of the port's tap."""
+        return tap_name(self.ip, self.mac)
+
+
+class Network:
+    """Bridges in service. Use `open` and `close`."""
+
+    def __init__(self, netlink: Netlink, book: AddressBook) -> None:
+        self.netlink = netlink
+        self.book = book
+        self.guard = Guard(netlink)
+        self.dhcp = DhcpServer()
+        self.tracers = Tracers()
+        self.bridges: dict[str, Bridge] = {}
+        self.services: dict[str, MetadataServer] = {}
+        self._monitor: LinkMonitor | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._again = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(
+        cls,
+        book: AddressBook,
+        bridges: Sequence[BridgeSpec],
+        *,
+        lookup: Lookup,
+        control_port: int,
+        running: Iterable[Port] = (),
+    ) -> "Network":
+        """Serve these bridges, or with none named every bridge there is.
+
+        ``lookup`` finds a VM by its primary address, for the metadata service; ``control_port`` is
+        opened beside it. ``running`` are the ports of VMs that run already. Raises NetworkError;
+        then nothing is left behind but a bridge that was made.
+        """
+        network = cls(await Netlink.open(), book)
+        try:
+            await network._start(bridges, lookup, control_port, list(running))
+        except BaseException:
+            await network.close()
+            raise
+        return network
+
+    async def _start(
+        self,
+        specs: Sequence[BridgeSpec],
+        lookup: Lookup,
+        control_port: int,
+        running: Sequence[Port],
+    ) -> None:
+        for spec in specs:
+            await ensure_bridge(self.netlink, spec.name, spec.address, create=spec.create)
+        wanted = {spec.name for spec in specs}
+        everything = await list_bridges(self.netlink)
+        self.bridges = {b.name: b for b in everything if not wanted or b.name in wanted}
+        for bridge in self.bridges.values():
+            service = MetadataServer(bridge, lookup, self.tracers)
+            await service.start(self.netlink, control_port)
+            self.services[bridge.name] = service
+        await self.guard.install(
+            guests=[self._guest(port) for port in running],
+            uplinks=self._uplinks(),
+            services=map(service_name, self.bridges),
+        )
+        await self._follow_subnets(self.book.subnets)
+        self.book.on_change.append(self._book_changed)
+        host = [a.ip for bridge in everything for a in bridge.addresses]
+        host += await self._other_addresses()
+        for bridge in self.bridges.values():
+            self.dhcp.listen(bridge.name, bridge.addresses, host)
+        for port in running:
+            self._add_lease(port)
+            await self._add_neighbour(port)
+        self._monitor = LinkMonitor(self._links_changed)
+
+    async def close(self, *, remove_guard: bool = False) -> None:
+        """Stop serving. VMs that run keep their taps and, unless ``remove_guard``, stay guarded."""
+        with suppress(ValueError):
+            self.book.on_change.remove(self._book_changed)
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+        for task in [*self._tasks]:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait([*self._tasks])
+        await self.dhcp.close()
+        for service in self.services.values():
+            await service.close()
+        self.services.clear()
+        if remove_guard:
+            await self.guard.remove()
+        await self.netlink.close()
+
+    @property
+    def control_sockets(self) -> list[socket.socket]:
+        """Listening sockets on 169.254.169.254 and the control port, one per bridge, for the
+        daemon's listener; they are closed with the network."""
+        return [service.control_socket for service in self.services.values()]
+
+    def bridge_for(self, subnet: Subnet) -> Bridge:
+        """The bridge on which VMs of the subnet are. Raises NoUsableBridgeError."""
+        bridge, tag = choose_bridge(subnet.id, subnet.vlan_id, list(self.bridges.values()))
+        if tag:
+            _log.warning(
+                "subnet %s is on VLAN %d, for which there is no bridge: its VMs are on %s and have "
+                "to tag their frames",
+                subnet.id,
+                tag,
+                bridge.name,
+            )
+        return bridge
+
+    async def attach(self, port: Port) -> Tap:
+        """Make the port: from its return on, the guest gets DHCP and metadata.
+
+        Whoever gets the tap closes it. Raises NetworkError; then, as when cancelled, nothing is
+        left behind.
+        """
+        bridge = self.bridge_for(port.subnet)
+        guest = self._guest(port)
+
+        def work(sockets: Sockets) -> Tap:
+            tap = open_tap(sockets, port.tap, bridge, port.mac)
+            try:
+                self.guard.allow_now(sockets, guest)
+            except BaseException:
+                tap.close()
+                raise
+            return tap
+
+        def discard(tap: Tap) -> None:
+            tap.close()
+
+        self._add_lease(port)
+        try:
+            # Two threads: the machine's netlink socket, and that of the metadata namespace.
+            neighbour = asyncio.ensure_future(self._add_neighbour(port))
+            try:
+                tap = await self.netlink.run(work, discard)
+            finally:
+                await neighbour
+        except BaseException:
+            await self._forget(port.ip, port.tap)
+            raise
+        return tap
+
+    async def detach(self, ip: str, mac: str = "") -> None:
+        """Take a port away, and its tap with it if it is still there; it need not be known.
+
+        Raises NetworkError.
+        """
+        name = tap_name(ip, mac)
+        await self._forget(ip, name)
+        await delete_tap(self.netlink, name)
+
+    async def close_tap(self, tap: Tap) -> None:
+        """Close a tap off the event loop: the kernel takes 16 ms to remove one."""
+        await self.netlink.run(lambda _: tap.close())
+
+    def acknowledged(self, ip: str) -> asyncio.Future[None]:
+        """A future that is done when the guest's next DHCP ACK is sent; cancelled by `detach`."""
+        return self.dhcp.acknowledged(ip)
+
+    def _guest(self, port: Port) -> Guest:
+        service = self.services[self.bridge_for(port.subnet).name]
+        mac = None if port.subnet.disable_metadata else service.mac
+        return Guest(port.tap, port.mac, port.ip, mac)
+
+    def _add_lease(self, port: Port) -> None:
+        if port.ip:
+            bridge = self.bridge_for(port.subnet).name
+            self.dhcp.add_lease(port.mac, port.ip, port.subnet, port.hostname, bridge)
+
+    async def _add_neighbour(self, port: Port) -> None:
+        if port.ip and not port.subnet.disable_metadata:
+            service = self.services[self.bridge_for(port.subnet).name]
+            await service.add_guest(port.ip, port.mac)
+
+    async def _forget(self, ip: str, tap: str) -> None:
+        if ip:
+            self.dhcp.remove_lease(ip)
+            self.tracers.end(ip)
+            for service in self.services.values():
+                await service.remove_guest(ip)
+        await self.guard.revoke(tap)
+
+    # The machine and the address book change
+
+    def _uplinks(self) -> set[str]:
+        return {name for bridge in self.bridges.values() for name in bridge.uplinks}
+
+    async def _other_addresses(self) -> list[IPv4Address]:
+        def work(sockets: Sockets) -> list[IPv4Address]:
+            found = []
+            for entry in sockets.route.get_addr(family=socket.AF_INET):
+                address = IPv4Address(entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS"))
+                if not address.is_loopback and not address.is_link_local:
+                    found.append(address)
+            return found
+
+        return await self.netlink.run(work)
+
+    def _links_changed(self) -> None:
+        self._again = True
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = self._spawn(self._refresh())
+
+    async def _refresh(self) -> None:
+        while self._again:
+            self._again = False
+            try:
+                for bridge in await list_bridges(self.netlink):
+                    if bridge.name in self.bridges:
+                        self.bridges[bridge.name] = bridge
+                if self._uplinks() != self.guard.state.uplinks:
+                    await self.guard.set_uplinks(self._uplinks())
+            except NetworkError as error:
+                _log.error("cannot follow a change of the bridges: %s", error)
+
+    def _book_changed(self, change: Change) -> None:
+        if change.subnets is not None:
+            self._spawn(self._follow_subnets(change.subnets))
+
+    async def _follow_subnets(self, subnets: Iterable[Subnet]) -> None:
+        listed = list(subnets)
+        for service in self.services.values():
+            try:
+                await service.set_subnets(listed)
+            except NetworkError as error:
+                _log.error("metadata on %s: %s", service.bridge.name, error)
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+__all__ = ["BridgeSpec", "Network", "NoUsableBridgeError", "Port"]

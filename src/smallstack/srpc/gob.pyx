@@ -1302,8 +1302,12 @@ cdef class _ListWriter(_Writer):
         return 0
 
 
+def _raw(text):
+    return text.encode("utf-8", "surrogateescape")
+
+
 cdef class _MapWriter(_Writer):
-    """Sorted by key, so that equal maps are equal bytes."""
+    """Sorted by key (strings by their bytes), so that equal maps are equal bytes."""
 
     cdef _Writer key
     cdef _Writer elem
@@ -1313,8 +1317,11 @@ cdef class _MapWriter(_Writer):
             _refuse(self.node, value)
         gob_write_uint(&out.message, <uint64_t>len(value))
         try:
-            order = sorted(value)
-        except TypeError:
+            if self.node.key.kind == "string" and not "".join(value).isascii():
+                order = sorted(value, key=_raw)
+            else:
+                order = sorted(value)
+        except (TypeError, UnicodeEncodeError):
             return _refuse(self.node, value)
         for key in order:
             self.key.write(out, key)

@@ -3,8 +3,8 @@
  * mounts and everything else. From then on one loop waits for whatever happens: a child's end, a
  * word from the agent, a lease that is to be renewed.
  *
- *   DISCOVER sent ─► mounts ─► lease ─► "ready" ─► metadata (a child) ─► shell, program ─► …
- *                                  └──► httpd, agent's port
+ *   DISCOVER ─► OFFER, REQUEST ─► mounts ─► ACK, "ready" ─► metadata (a child) ─► shell, program ─► …
+ *                                                 └──► httpd, agent's port
  */
 #include <asm/fcntl.h>
 #include <asm/ioctls.h>
@@ -27,6 +27,7 @@
 #define SIGNAL_BIT(signal) ((uint64_t)1 << ((signal)-1))
 
 enum {
+    OFFER_PATIENCE_MS = 40,         /* nothing else is begun before, unless the answer comes */
     SHELL_PATIENCE_MS = 10000,      /* a shell comes up by then, lease or not */
     NOTICES_GROUP = 1,              /* the kernel's own device events */
 };
@@ -247,6 +248,7 @@ static void wait_once(struct machine *machine)
 __attribute__((used)) _Noreturn void init_main(void)
 {
     static struct machine machine;
+    bool ready;
     const uint64_t signals = SIGNAL_BIT(SIGCHLD) | SIGNAL_BIT(SIGIO) | SIGNAL_BIT(SIGUSR1) |
                              SIGNAL_BIT(SIGUSR2) | SIGNAL_BIT(SIGTERM) | SIGNAL_BIT(SIGINT);
 
@@ -255,9 +257,15 @@ __attribute__((used)) _Noreturn void init_main(void)
     network_start(&machine.network);
     sys_signal_mask(signals);
     machine.signals = sys_signal_fd(signals);
-    mounts_make();
+    ready = network_await(&machine.network, OFFER_PATIENCE_MS);
+    for (unsigned i = 0; i < mounts_steps(); i++) {
+        mounts_make(i);
+        ready |= network_poll(&machine.network);
+    }
     sys_reboot(LINUX_REBOOT_CMD_CAD_OFF);
     link_loopback();
+    if (ready)
+        on_ready(&machine);
     start_agent(&machine);
     network_start_others(&machine.network);
     for (;;)

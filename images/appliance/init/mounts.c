@@ -22,22 +22,43 @@ static const struct {
     {"shm", "/dev/shm", "tmpfs", "mode=1777", MS_NOSUID | MS_NODEV},
 };
 
-void mounts_make(void)
-{
-    for (size_t i = 0; i < sizeof TABLE / sizeof *TABLE; i++) {
-        int result;
+enum {
+    TABLE_SIZE = sizeof TABLE / sizeof *TABLE,
+    IN_FRESH_DEV = 5,       /* from here on the targets lie in the fresh /dev */
+};
 
-        if (i >= 5)     /* these two lie in the fresh /dev; the others are in the image */
-            sys_mkdir(TABLE[i].target, 0755);
-        result = sys_mount(TABLE[i].source, TABLE[i].target, TABLE[i].type, TABLE[i].flags,
-                           TABLE[i].data);
-        if (result < 0 && result != -EBUSY)
-            console_say_name("cannot mount", TABLE[i].target, result);
-    }
+static void make_links(void)
+{
     sys_symlink("/proc/self/fd", "/dev/fd");
     sys_symlink("/proc/self/fd/0", "/dev/stdin");
     sys_symlink("/proc/self/fd/1", "/dev/stdout");
     sys_symlink("/proc/self/fd/2", "/dev/stderr");
+}
+
+unsigned mounts_steps(void)
+{
+    return TABLE_SIZE + 2;
+}
+
+void mounts_make(unsigned step)
+{
+    const char *target = "/";
+    int result = 0;
+
+    if (step < TABLE_SIZE) {
+        target = TABLE[step].target;
+        if (step >= IN_FRESH_DEV)
+            sys_mkdir(target, 0755);
+        result = sys_mount(TABLE[step].source, target, TABLE[step].type, TABLE[step].flags,
+                           TABLE[step].data);
+    } else if (step == TABLE_SIZE) {
+        make_links();
+    } else {
+        /* Root comes read-only: a writable mount writes to the disk before the first program runs. */
+        result = sys_mount(NULL, target, NULL, MS_REMOUNT | MS_NOATIME, NULL);
+    }
+    if (result < 0 && result != -EBUSY)
+        console_say_name("cannot mount", target, result);
 }
 
 int mounts_end(void)

@@ -2,6 +2,7 @@
 
 #include <asm/errno.h>
 #include <asm/fcntl.h>
+#include <asm/poll.h>
 
 #include "console.h"
 #include "sys.h"
@@ -130,6 +131,30 @@ bool network_input(struct network *network, unsigned index)
             became_ready |= act(network, link, dhcp_reply(client, &reply, sys_uptime_ms()));
     }
     return became_ready;
+}
+
+bool network_poll(struct network *network)
+{
+    bool became_ready = false;
+
+    for (unsigned i = 0; i < network->count; i++)
+        became_ready |= network_input(network, i);
+    return became_ready;
+}
+
+bool network_await(struct network *network, int64_t wait_ms)
+{
+    const struct network_link *link = &network->links[0];
+    int64_t deadline = sys_uptime_ms() + wait_ms, left = wait_ms;
+
+    while (network->count > 0 && link->client.state == DHCP_SELECTING && left > 0) {
+        struct pollfd poll = {.fd = link->socket, .events = POLLIN};
+
+        if (sys_poll(&poll, 1, left) > 0 && network_input(network, 0))
+            return true;
+        left = deadline - sys_uptime_ms();
+    }
+    return false;
 }
 
 bool network_due(struct network *network)

@@ -30,6 +30,12 @@ void network_start(struct network *network);
 /* The other interfaces, once the first one's exchange is under way. */
 void network_start_others(struct network *network);
 
+/* Waits until the first link's server has answered (the REQUEST is out then, or the lease is there),
+ * at most `wait_ms`. */
+bool network_await(struct network *network, int64_t wait_ms);
+/* Takes what has come in, without waiting. Both return true as network_input does. */
+bool network_poll(struct network *network);
+
 /* Takes what came in on a link's socket, and does what is due. Returns true if the first link has
  * just got its first lease. */
 bool network_input(struct network *network, unsigned index);

@@ -1,0 +1,35 @@
+"""What can go wrong with images."""
+
+from smallstack.telemetry.errors import SmallStackError
+
+
+class ImageError(SmallStackError):
+    """image {name!r}: {detail}"""
+
+
+class FilterError(SmallStackError):
+    """filter {place}: {detail}"""
+
+
+class TriggersError(SmallStackError):
+    """triggers {place}: {detail}"""
+
+
+class SourceError(SmallStackError):
+    """cannot make an image of {path}: {detail}"""
+
+
+class TarError(SmallStackError):
+    """cannot make an image of this archive: {detail}"""
+
+
+class UnpackError(SmallStackError):
+    """cannot unpack the image to {path}: {detail}"""
+
+
+class ImageNameError(SmallStackError):
+    """{name!r} is no name for {what}: {detail}"""
+
+
+class CatalogueError(SmallStackError):
+    """cannot use the images in {directory}: {detail}"""

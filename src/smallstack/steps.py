@@ -155,6 +155,12 @@ class Journal:
         await self._durable({"note": facts})
         self.notes |= facts
 
+    def remember(self, **facts: Any) -> None:
+        """As `note`, but written with the next line that is waited for: for facts that only the
+        undo of a later step needs."""
+        self._pending.append({"note": facts})
+        self.notes |= facts
+
     def done(self, name: str) -> None:
         """The step has ended; written with the next line that is waited for."""
         self._pending.append({"done": name})

@@ -1,0 +1,245 @@
+"""Root volumes: from an image to what a guest boots from, in the VM's own volume directory.
+
+::
+
+    image ─► objects that lack ─► brick (once per image and size) ─► layer, kernel, initrd
+
+When the brick is there already, only the boot files' objects are needed. Kernel and initrd are
+hard links to the cache's files where they can be: QEMU only reads them.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from smallstack import steps
+from smallstack.hypervisor.errors import DiskError, DiskFullError, ImageTreeError
+from smallstack.hypervisor.images import Images, KnownImage
+from smallstack.hypervisor.store import Layer
+from smallstack.machine.errors import KernelError
+from smallstack.machine.kernel import BootFiles, find_kernel
+from smallstack.objects.cache import ObjectCache
+from smallstack.objects.errors import StoreSpaceError
+from smallstack.proto.enums import FirmwareType
+from smallstack.telemetry.errors import SmallStackError, describe
+from smallstack.telemetry.timeline import Timeline
+from smallstack.volumes.brick import Brick, BrickStore
+from smallstack.volumes.errors import CorruptObjectError, LayerFullError
+from smallstack.volumes.layer import LayerInfo, create_layer, fstab_line, root_label
+from smallstack.volumes.size import root_size
+
+_log = logging.getLogger("smallstack.hypervisor")
+KERNEL = "kernel"
+INITRD = "initrd"
+BRICKS = "bricks"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RootWanted:
+    """What a VM's root is to be."""
+
+    image: KnownImage
+    size: int
+    """Bytes of the whole disk."""
+    path: Path
+    label: str
+    firmware: FirmwareType
+    directories: Sequence[str]
+    files: Mapping[str, bytes]
+
+
+def size_of(image: KnownImage, minimum_free_bytes: int, roundup_power: int) -> int:
+    """Bytes of the root disk. Raises RootTooLargeError when no free space is asked for."""
+    return root_size(image.tree.usage_estimate(), minimum_free_bytes, roundup_power)
+
+
+def label_of(ip: str) -> str:
+    """The label of a VM's root file system."""
+    return root_label(bytes(map(int, ip.split("."))))
+
+
+class Roots:
+    """The bricks of every volume directory, and the layers made over them."""
+
+    def __init__(self, directories: Iterable[Path], cache: ObjectCache, images: Images) -> None:
+        """Blocks. Raises VolumeWriteError."""
+        self._cache = cache
+        self._images = images
+        self._stores = {path: BrickStore(path / BRICKS, cache) for path in directories}
+        self._verified: set[bytes] = set()
+
+    async def make(self, wanted: RootWanted, timeline: Timeline) -> Layer:
+        """Write ``kernel``, ``initrd`` and the layer ``wanted.path``; its directory is there.
+
+        Raises ImageTreeError, DiskFullError, and what the cache and the volumes raise.
+        """
+        boot = self._boot_files(wanted.image)
+        with full_disk(wanted.path):
+            brick = await self.unpack(wanted, boot, timeline)
+            with timeline.phase("layer"):
+                info = await asyncio.to_thread(_layer, brick, wanted)
+        return Layer(
+            format="raw" if info.format == "raw" else "qcow2", backing=str(info.backing or "")
+        )
+
+    async def unpack(self, wanted: RootWanted, boot: BootFiles | None, timeline: Timeline) -> Brick:
+        """The brick; with ``boot``, the boot files are linked beside ``wanted.path`` too."""
+        tree = wanted.image.tree
+        store = self._stores[wanted.path.parent.parent]
+        for attempt in range(3):
+            brick = store.find(wanted.image.digest, wanted.size, wanted.firmware)
+            needed = tree.objects() if brick is None else self._objects_of(wanted.image, boot)
+            try:
+                with self._cache.pin(needed):
+                    if any(hash_ not in self._cache for hash_ in needed):
+                        with timeline.phase("fetch objects"):
+                            await self._images.fetch(needed)
+                    if boot is not None:
+                        await self._link_all(wanted, boot)
+                    if brick is None:
+                        with timeline.phase("unpack"):
+                            brick = await store.get(
+                                tree, wanted.image.digest, wanted.size, wanted.firmware
+                            )
+            except CorruptObjectError as error:
+                # It was right when it came: the disk has changed it. It is dropped by now.
+                if attempt == 2:
+                    raise
+                _log.warning("%s", error)
+                continue
+            return brick
+        raise AssertionError  # pragma: no cover
+
+    def unused_bricks(self, used: Iterable[str]) -> dict[Path, list[Brick]]:
+        """Bricks over which none of the layers with these backing files lies, oldest use first."""
+        keep = set(used)
+        return {
+            directory: sorted(
+                (b for b in store.list() if str(b.path.absolute()) not in keep),
+                key=lambda brick: brick.path.stat().st_atime_ns,
+            )
+            for directory, store in self._stores.items()
+        }
+
+    def remove_brick(self, directory: Path, brick: Brick) -> None:
+        """Delete a brick that nobody needs."""
+        self._stores[directory].remove(brick)
+
+    async def close(self) -> None:
+        """Wait for what is being written."""
+        for store in self._stores.values():
+            await store.close()
+
+    def _boot_files(self, image: KnownImage) -> BootFiles:
+        try:
+            return find_kernel(image.tree)
+        except KernelError as error:
+            raise ImageTreeError(name=image.name, detail=describe(error)) from error
+
+    def _objects_of(self, image: KnownImage, boot: BootFiles | None) -> dict[bytes, int]:
+        indexes = () if boot is None else (boot.kernel, boot.initrd)
+        inodes = [image.tree.inode(index) for index in indexes if index is not None]
+        return {bytes(inode.hash): inode.size for inode in inodes if inode.size}
+
+    async def _link_all(self, wanted: RootWanted, boot: BootFiles) -> None:
+        for index, name in ((boot.kernel, KERNEL), (boot.initrd, INITRD)):
+            if index is None:
+                continue
+            inode = wanted.image.tree.inode(index)
+            if not inode.size:
+                raise ImageTreeError(name=wanted.image.name, detail=f"its {name} is empty")
+            await self._link(bytes(inode.hash), wanted.path.with_name(name))
+
+    async def _link(self, hash_: bytes, target: Path) -> None:
+        source, digest = self._cache.path(hash_), self._cache.blake3(hash_)
+        verify = hash_ not in self._verified
+        try:
+            right = await asyncio.to_thread(_link, source, target, digest if verify else None)
+        except FileNotFoundError:
+            right = False
+        if not right:
+            self._cache.drop(hash_)
+            raise CorruptObjectError(hash=hash_.hex(), path=target.name, detail="wrong BLAKE3")
+        self._verified.add(hash_)
+
+
+def _layer(brick: Brick, wanted: RootWanted) -> LayerInfo:
+    wanted.path.unlink(missing_ok=True)
+    info = create_layer(
+        brick,
+        wanted.path,
+        label=wanted.label,
+        directories=wanted.directories,
+        files=wanted.files,
+        fstab=fstab_line(wanted.label),
+        initial_image=wanted.image.name,
+    )
+    steps.inside()
+    return info
+
+
+def _link(source: Path, target: Path, digest: bytes | None) -> bool:
+    """Hard-link or else copy; False when the content has not the BLAKE3 ``digest``."""
+    if digest is not None:
+        hasher = blake3()
+        with source.open("rb") as file:
+            while data := file.read(_CHUNK):
+                hasher.update(data)
+        if hasher.digest() != digest:
+            return False
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK}:
+            raise
+        shutil.copyfile(source, target)
+        target.chmod(0o444)
+    return True
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Say in plain words that a disk is full, whoever noticed; other OSErrors as DiskError."""
+    try:
+        yield
+    except (OSError, SmallStackError) as error:
+        if is_full(error):
+            raise DiskFullError(path=path.parent) from error
+        if isinstance(error, OSError):
+            raise DiskError(path=path, detail=describe(error)) from error
+        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error comes from a disk without space (or quota)."""
+    full = {errno.ENOSPC, errno.EDQUOT}
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, StoreSpaceError):
+            return True
+        if isinstance(seen, LayerFullError):
+            return False  # the guest's file system is, not the disk
+        number: object = getattr(seen, "errno", None) if isinstance(seen, OSError) else None
+        if isinstance(seen, SmallStackError):
+            number = seen.fields.get("errno")
+        if number in full:
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def forget_root(path: Path) -> None:
+    """Remove what `Roots.make` made."""
+    for name in (path.name, KERNEL, INITRD):
+        with suppress(FileNotFoundError):
+            path.with_name(name).unlink()

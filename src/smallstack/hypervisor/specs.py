@@ -1,0 +1,167 @@
+"""From a VM's record to the machine that runs it: what it boots, on which chipset. Reads files.
+
+============  =========  ========  ==========================================================
+machine type  kernel     PVH       result
+============  =========  ========  ==========================================================
+auto          beside     yes       microvm, booted straight into the kernel
+auto, q35     beside     any       q35, booted straight into the kernel
+auto, q35     none                 q35, by the boot loader in the root volume
+============  =========  ========  ==========================================================
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from smallstack.hypervisor.errors import NotSupportedError
+from smallstack.hypervisor.roots import INITRD, KERNEL, label_of
+from smallstack.hypervisor.store import AgentRecord
+from smallstack.hypervisor.wiring import Nic
+from smallstack.machine.kernel import is_pvh
+from smallstack.machine.spec import MICROVM_SLOTS, DiskSpec, MachineSpec, NicSpec, Verdict
+from smallstack.proto.enums import FirmwareType, MachineType, VolumeFormat, VolumeInterface
+from smallstack.proto.vm import LocalVmInfo, VmInfo
+
+APPLIANCE_ARGUMENTS = "init=/sbin/init root=/dev/vda1 rw"
+_OWN_SLOTS = 2
+Interface = Literal["virtio", "ide", "nvme"]
+_INTERFACES: dict[VolumeInterface, Interface] = {
+    VolumeInterface.VIRTIO: "virtio",
+    VolumeInterface.IDE: "ide",
+    VolumeInterface.NVME: "nvme",
+}
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """How this agent runs QEMU: the program, the user (None: the agent's own), the accelerator."""
+
+    program: str
+    verdict: Verdict
+    uid: int | None
+    gid: int | None
+    processors: int
+
+
+def check_supported(info: VmInfo) -> None:
+    """Raises NotSupportedError for a machine that this agent cannot make."""
+    if info.machine_type not in (MachineType.AUTO, MachineType.Q35):
+        raise NotSupportedError(
+            asked=f"machine type {info.machine_type.text}", instead="use auto or q35"
+        )
+    if info.firmware_type not in (FirmwareType.DEFAULT, FirmwareType.BIOS):
+        raise NotSupportedError(
+            asked=f"firmware {info.firmware_type.text}", instead="use default or bios"
+        )
+    for volume in info.volumes:
+        if volume.interface not in _INTERFACES:
+            raise NotSupportedError(
+                asked=f"volume interface {volume.interface.text}",
+                instead="use virtio, ide or nvme",
+            )
+
+
+def processors(info: VmInfo) -> int:
+    """How many processors a guest sees: as many as its milliCPUs need, or more if it asks."""
+    return max(-(-info.milli_cpus // 1000), info.virtual_cpus, 1)
+
+
+def machine_spec(
+    record: LocalVmInfo,
+    agent: AgentRecord,
+    directory: Path,
+    nics: Sequence[Nic],
+    emulator: Emulator,
+) -> MachineSpec:
+    """The machine of a VM. Blocks: it looks at the kernel. Raises NotSupportedError or OSError."""
+    info = record.vm_info
+    check_supported(info)
+    disks = _disks(record, agent)
+    kernel, initrd = _boot_files(record)
+    microvm = (
+        info.machine_type is MachineType.AUTO
+        and kernel is not None
+        and all(disk.interface == "virtio" for disk in disks)
+        and len(disks) + len(nics) + _OWN_SLOTS <= MICROVM_SLOTS
+        and is_pvh(kernel)
+    )
+    return MachineSpec(
+        name=info.address.ip_address,
+        directory=directory,
+        verdict=emulator.verdict,
+        memory_mib=info.memory_in_mib,
+        vcpus=min(processors(info), emulator.processors),
+        machine_type="microvm" if microvm else "q35",
+        kernel=kernel,
+        initrd=initrd,
+        kernel_args=kernel_arguments(info, microvm, initrd is not None) if kernel else "",
+        disks=tuple(disks),
+        nics=tuple(
+            NicSpec(
+                mac=nic.address.mac_address,
+                tap_fd=nic.tap.fd,
+                mtu=nic.tap.mtu,
+                model="e1000" if info.disable_virtio else "virtio",
+            )
+            for nic in nics
+        ),
+        uid=emulator.uid,
+        gid=emulator.gid,
+        qemu=emulator.program,
+    )
+
+
+def kernel_arguments(info: VmInfo, microvm: bool, has_initrd: bool) -> str:
+    """What a kernel that is booted directly is told; the machine adds its own.
+
+    Only an initrd can find a root by its label.
+    """
+    if microvm and not has_initrd:
+        words = [APPLIANCE_ARGUMENTS]
+    else:
+        label = info.root_file_system_label or label_of(info.address.ip_address)
+        root = f"LABEL={label}" if has_initrd else "/dev/vda1"
+        words = [f"root={root} ro", "console=tty0 console=ttyS0,115200n8", "net.ifnames=0"]
+    if info.extra_kernel_options:
+        words.append(info.extra_kernel_options)
+    return " ".join(words)
+
+
+def _boot_files(record: LocalVmInfo) -> tuple[Path | None, Path | None]:
+    root = Path(record.volume_locations[0].filename)
+    kernel, initrd = root.with_name(KERNEL), root.with_name(INITRD)
+    if not kernel.exists():
+        return None, None
+    return kernel, initrd if initrd.exists() else None
+
+
+def _disks(record: LocalVmInfo, agent: AgentRecord) -> list[DiskSpec]:
+    disks = []
+    for index, (location, volume) in enumerate(
+        zip(record.volume_locations, record.vm_info.volumes, strict=False)
+    ):
+        format_, backing = "qcow2" if volume.format is VolumeFormat.QCOW2 else "raw", None
+        if index == 0 and agent.root.backing:
+            format_, backing = agent.root.format, Path(agent.root.backing)
+        disks.append(
+            DiskSpec(
+                path=Path(location.filename),
+                format="qcow2" if format_ == "qcow2" else "raw",
+                backing=backing,
+                interface=_interface(volume.interface, record.vm_info.disable_virtio),
+            )
+        )
+    return disks
+
+
+def _interface(interface: VolumeInterface, disable_virtio: bool) -> Interface:
+    if disable_virtio and interface is VolumeInterface.VIRTIO:
+        return "ide"
+    return _INTERFACES[interface]
+
+
+def host_processors() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0))

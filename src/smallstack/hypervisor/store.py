@@ -1,0 +1,250 @@
+"""What the agent has on disk. Names and forms are upstream's, ours are in files beside them.
+
+::
+
+    <state>/uuid                    32 hex digits
+    <state>/root-cookie             32 random bytes, new at every start
+    <state>/disabled                there: no creates, no starts
+    <state>/address-pool.json       see network.book
+    <state>/subnets.json
+    <state>/journals/               creates in progress, see steps.Journal           (ours)
+    <state>/objects/                the object cache                                 (ours)
+    <state>/VMs/<ip>/info.json      the VM and where its volumes are
+                    /agent.json     what only this agent has to know                 (ours)
+                    /unacknowledged there until the creator acknowledges             (ours)
+                    /create-request.json
+                    /user-data.raw  0600
+                    /pidfile, monitor.sock, serial0.sock, console/ …   see machine.start
+    <volumes>/<ip>/root, kernel, initrd
+    <volumes>/bricks/               see volumes.brick                                (ours)
+
+A record is written to a temporary name, synced and renamed: after a crash there is the old one or
+the new one. Everything here blocks; callers use threads.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+
+from smallstack.hypervisor.errors import RecordError, VmExistsError
+from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.kinds import Message
+from smallstack.proto.vm import LocalVmInfo
+from smallstack.srpc import json_coder
+from smallstack.telemetry.errors import SmallStackError, describe
+
+INFO = "info.json"
+AGENT = "agent.json"
+REQUEST = "create-request.json"
+USER_DATA = "user-data.raw"
+UNACKNOWLEDGED = "unacknowledged"
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+
+class Layer(msgspec.Struct, kw_only=True):
+    """How a root volume lies on disk: a raw file, or a qcow2 overlay of the brick ``backing``."""
+
+    format: Literal["raw", "qcow2"] = "raw"
+    backing: str = ""
+
+
+class AgentRecord(msgspec.Struct, kw_only=True):
+    """What only this agent has to know of a VM."""
+
+    lease: bool = True
+    """Whether the VM is to get its address by DHCP."""
+    root: Layer = msgspec.field(default_factory=Layer)
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
+    """Write a file so that a crash at any point leaves the old content or the new.
+
+    Without ``sync`` that holds for a crash of this process, not of the machine. Raises OSError.
+    """
+    temporary = path.with_name(path.name + "~")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = os.open(temporary, flags, mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def to_json(message: Message) -> bytes:
+    """A message as upstream writes it into files: four-space indent, LF at the end."""
+    return json_coder.to_json(message, indent=4) + b"\n"
+
+
+class VmDirectory:
+    """The directory of one VM."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def ip(self) -> str:
+        """The VM's name."""
+        return self.path.name
+
+    @property
+    def user_data(self) -> Path:
+        """The file that the guest gets as ``/latest/user-data``; there may be none."""
+        return self.path / USER_DATA
+
+    def create(self) -> None:
+        """Make it, new. Raises VmExistsError or OSError."""
+        try:
+            self.path.mkdir(mode=0o755)
+        except FileExistsError:
+            raise VmExistsError(path=self.path) from None
+
+    def write(self, record: bytes, *, sync: bool = True) -> None:
+        """Replace the VM's record by this, see `to_json`. Raises OSError."""
+        replace_file(self.path / INFO, record, sync=sync)
+
+    def read(self) -> LocalVmInfo:
+        """The VM's record. Raises RecordError; FileNotFoundError when there is none."""
+        return _read(self.path / INFO, LocalVmInfo)
+
+    def write_agent(self, record: AgentRecord, *, sync: bool = True) -> None:
+        """Replace our own record. Raises OSError."""
+        data = msgspec.json.format(msgspec.json.encode(record), indent=4) + b"\n"
+        replace_file(self.path / AGENT, data, sync=sync)
+
+    def read_agent(self) -> AgentRecord:
+        """Our own record, the default where there is none. Raises RecordError."""
+        path = self.path / AGENT
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=AgentRecord)
+        except FileNotFoundError:
+            return AgentRecord()
+        except (OSError, msgspec.MsgspecError) as error:
+            raise RecordError(action="read", path=path, detail=describe(error)) from error
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether the creator knows that the VM exists."""
+        return not (self.path / UNACKNOWLEDGED).exists()
+
+    def expect_acknowledgement(self) -> None:
+        """Leave a mark that `acknowledge` removes: that works on a full disk too."""
+        (self.path / UNACKNOWLEDGED).touch()
+
+    def acknowledge(self) -> None:
+        """The VM stays. Raises OSError."""
+        mark = self.path / UNACKNOWLEDGED
+        if mark.exists():
+            mark.unlink(missing_ok=True)
+            sync_directory(self.path)
+
+    def write_request(self, request: CreateVmRequest) -> None:
+        """Keep what was asked for, without private keys. Nothing depends on it: no sync."""
+        kept = msgspec.structs.replace(request, identity_key=b"")
+        replace_file(self.path / REQUEST, to_json(kept), sync=False)
+
+    def remove(self) -> None:
+        """Delete it and all in it, the record last: until then a start finds the VM again."""
+        if not self.path.exists():
+            return
+        for entry in self.path.iterdir():
+            if entry.name == INFO:
+                continue
+            remove_tree(entry)
+        (self.path / INFO).unlink(missing_ok=True)
+        self.path.rmdir()
+
+
+class Store:
+    """The state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.vms = directory / "VMs"
+        self.journals = directory / "journals"
+        self.objects = directory / "objects"
+
+    def prepare(self) -> None:
+        """Make what is missing, and a new root cookie. Raises RecordError."""
+        try:
+            for path in (self.directory, self.vms):
+                path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for path in (self.journals, self.objects):
+                path.mkdir(mode=0o700, exist_ok=True)
+            if not (self.directory / "uuid").exists():
+                replace_file(self.directory / "uuid", secrets.token_hex(16).encode() + b"\n")
+            replace_file(self.directory / "root-cookie", secrets.token_bytes(32), 0o600)
+        except OSError as error:
+            raise RecordError(action="use", path=self.directory, detail=describe(error)) from error
+
+    def close(self) -> None:
+        """The agent ends in good order."""
+        (self.directory / "root-cookie").unlink(missing_ok=True)
+
+    @property
+    def disabled(self) -> bool:
+        """Whether creates and starts are refused."""
+        return (self.directory / "disabled").exists()
+
+    def vm(self, ip: str) -> VmDirectory:
+        """The directory of a VM, whether it exists or not."""
+        return VmDirectory(self.vms / ip)
+
+    def list(self) -> Iterator[VmDirectory]:
+        """Every directory that could be a VM's, by name."""
+        for path in sorted(self.vms.iterdir()):
+            try:
+                IPv4Address(path.name)
+            except AddressValueError:
+                continue
+            yield VmDirectory(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a file or directory; one that is gone already is fine. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=False)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path, type_: type[M]) -> M:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecordError(action="read", path=path, detail=describe(error)) from error
+    lines = data.splitlines(keepends=True)
+    # Upstream's tools take comment lines in JSON files.
+    wanted = [line for line in lines if not line.lstrip().startswith((b"#", b"//", b"!"))]
+    try:
+        return json_coder.from_json(b"".join(wanted), type_)
+    except (SmallStackError, ValueError) as error:
+        raise RecordError(action="read", path=path, detail=describe(error)) from error

@@ -1,0 +1,476 @@
+"""One VM: the task that owns it, and what others may read of it.
+
+Requests and news of the machine come through one queue and are looked up in the table of
+`states`; only the task of `Vm.run` changes the state. Whatever takes time (a launch, a stop, a
+search) is a task beside it that puts its outcome into the same queue, so that a request that has
+to be refused is refused at once. Reads look at ``record`` and wait for nobody.
+
+::
+
+    callers ──► start stop reboot destroy ──┐
+    machine ──► UP FAILED and its ends ─────┼─► queue ─► table ─► record on disk ─► action
+    agent   ──► FIND EXPIRE ────────────────┘
+
+A state is on disk before its action begins, where a crash in between would matter: START. A full
+disk refuses a START and nothing else: stopping and destroying are the ways out of it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from smallstack.hypervisor.errors import DiskError, NoAccessError, NoVmError, StateError
+from smallstack.hypervisor.states import STOP_TIMEOUT, Action, Event, rule
+from smallstack.hypervisor.store import AgentRecord, VmDirectory, to_json
+from smallstack.machine.errors import MachineError
+from smallstack.machine.lifecycle import ExitReason
+from smallstack.machine.process import Machine
+from smallstack.network.subnets import Caller
+from smallstack.proto.enums import State
+from smallstack.proto.kinds import Time
+from smallstack.proto.vm import LocalVmInfo, VmInfo
+from smallstack.telemetry.errors import describe
+from smallstack.telemetry.timeline import Timeline
+
+_log = logging.getLogger("smallstack.hypervisor")
+
+RELAUNCH_INTERVAL = 1.0
+"""Seconds between two launches of a guest that reboots by itself, at least."""
+TOKEN_BYTES = 32
+
+_END_EVENTS = {
+    ExitReason.GUEST_SHUTDOWN: Event.GUEST_SHUTDOWN,
+    ExitReason.REBOOT: Event.GUEST_REBOOT,
+    ExitReason.QUIT: Event.QUIT,
+    ExitReason.CRASHED: Event.CRASHED,
+    ExitReason.DIED: Event.CRASHED,
+    ExitReason.FAILED: Event.FAILED,
+}
+
+
+class Runtime(Protocol):
+    """What a VM's task has done for it; see runtime.py."""
+
+    async def launch(self, vm: "Vm") -> Machine:
+        """Network and machine; when it raises, nothing of either is left."""
+
+    async def find(self, vm: "Vm") -> Machine | None:
+        """The machine an earlier run of the agent left, with its network entered again."""
+
+    async def ended(self, vm: "Vm", reason: ExitReason) -> None:
+        """The machine is gone: take the network down."""
+
+    async def delete(self, vm: "Vm") -> None:
+        """Everything on disk goes, then the addresses become free."""
+
+    def changed(self, vm: "Vm") -> None:
+        """The record has changed; called on the loop, returns at once."""
+
+
+@dataclass
+class _Item:
+    """One entry of the queue."""
+
+    event: Event
+    accepted: "asyncio.Future[Any] | None" = None
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Vm:
+    """One VM. ``record`` is what disk and callers see; nobody but the task changes its state."""
+
+    record: LocalVmInfo
+    directory: VmDirectory
+    runtime: Runtime
+    agent: AgentRecord = field(default_factory=AgentRecord)
+    in_creation: bool = False
+    """A create has the VM: callers may read it and nothing else, and its undo deletes it."""
+    durable: bool = True
+    """Whether records are synced as they are written; a create does that at its end."""
+    access_token: bytes = b""
+    timeline: Timeline = field(default_factory=Timeline)
+    machine: Machine | None = None
+    error: Exception | None = None
+    """Why the last launch failed."""
+
+    def __post_init__(self) -> None:
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._children: set[asyncio.Task[None]] = set()
+        self._launching: asyncio.Task[None] | None = None
+        self._launched: asyncio.Future[None] | None = None
+        self._changes: list[asyncio.Future[None]] = []
+        self._last_launch = 0.0
+        self._rebooting = False
+        self._powered_down = False
+        self._expiry: asyncio.TimerHandle | None = None
+        self._gone = False
+        self._delete_error: Exception | None = None
+
+    def __repr__(self) -> str:
+        return f"<Vm {self.ip} {self.state.text}>"
+
+    # What anybody may read.
+
+    @property
+    def info(self) -> VmInfo:
+        """The record that travels."""
+        return self.record.vm_info
+
+    @property
+    def ip(self) -> str:
+        """The primary address: the VM's name."""
+        return self.record.vm_info.address.ip_address
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self.record.vm_info.state
+
+    @property
+    def user_data(self) -> Path:
+        """The file that the guest gets as its user data; there may be none."""
+        return self.directory.user_data
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was deleted."""
+        return self._gone
+
+    def check_access(self, caller: Caller, token: bytes = b"") -> None:
+        """Raises NoAccessError unless the caller has powers, owns the VM or has its token."""
+        if caller.have_method_access or (caller.username and caller.username in self._owners()):
+            return
+        if len(self.access_token) >= TOKEN_BYTES and self.access_token == token:
+            return
+        if caller.groups.isdisjoint(self.info.owner_groups):
+            raise NoAccessError
+
+    def _owners(self) -> list[str]:
+        return self.info.owner_users
+
+    # What callers may ask for. All raise StateError for what the state does not allow.
+
+    async def start(self) -> None:
+        """Launch; returns when the machine is up. Raises what kept it from it."""
+        await self._post(Event.START)
+        if self._launched is not None:
+            await asyncio.shield(self._launched)
+
+    async def stop(self) -> None:
+        """Ask the guest to stop, end it if it has not after 15 s; returns when it is stopped."""
+        await self._post(Event.STOP)
+        await self.until(lambda: self.state is not State.STOPPING)
+
+    async def reboot(self) -> None:
+        """Ask the guest to reboot; returns when it does. Raises DisobedientGuestError."""
+        await (await self._post(Event.REBOOT))
+
+    async def destroy(self) -> None:
+        """End and delete it; returns when nothing is left. Raises DiskError."""
+        await self._post(Event.DESTROY)
+        await self._deleted()
+
+    async def expire(self) -> None:
+        """As `destroy`, in any state and in spite of its protection: nobody knows of the VM."""
+        if self._gone:
+            return
+        await self._post(Event.EXPIRE)
+        await self._deleted()
+
+    async def find(self) -> None:
+        """At start: take up what an earlier run left, as the table says.
+
+        Returns when it was looked for; what follows from that comes before any later request.
+        """
+        search = await self._post(Event.FIND)
+        if search is not None:
+            await search
+
+    def end_creation(self) -> None:
+        """The create is over: callers may have the VM."""
+        self.in_creation = False
+        if self._powered_down and self.state is State.STOPPED:
+            self._put(Event.DESTROY)
+
+    def expire_after(self, seconds: float) -> None:
+        """Destroy the VM then unless `acknowledge` comes first."""
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._expire_now)
+
+    async def acknowledge(self) -> None:
+        """The creator knows the VM: it stays. May be repeated. Raises DiskError."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        try:
+            await asyncio.to_thread(self.directory.acknowledge)
+        except OSError as error:
+            raise DiskError(path=self.directory.path, detail=describe(error)) from error
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition`` holds, looking after every change of state, or it is gone."""
+        while not condition() and not self._gone:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._changes.append(future)
+            await future
+
+    # The task.
+
+    def begin(self) -> "asyncio.Task[None]":
+        """Start the task; it ends with the VM, or by being cancelled (the machine runs on)."""
+        return asyncio.create_task(self.run(), name=f"vm {self.ip}")
+
+    async def run(self) -> None:
+        """Take requests and news until the VM is gone."""
+        try:
+            while not self._gone:
+                item = await self._queue.get()
+                try:
+                    await self._handle(item)
+                except Exception as error:
+                    self._fail(item, error)
+        finally:
+            await self._close()
+
+    async def save(self) -> None:
+        """Write the record. Raises DiskError."""
+        data = to_json(self.record)
+        try:
+            await asyncio.to_thread(self.directory.write, data, sync=self.durable)
+        except OSError as error:
+            raise DiskError(path=self.directory.path, detail=describe(error)) from error
+
+    async def _handle(self, item: _Item) -> None:
+        found = rule(self.state, item.event)
+        if found.refusal:
+            raise StateError(text=found.refusal)
+        if item.event is Event.DESTROY and self._is_protected(found.action):
+            raise StateError(text="cannot destroy running VM when protected")
+        if item.error is not None:
+            self.error = item.error
+        self._rebooting = item.event is Event.GUEST_REBOOT
+        if found.state is not None and found.state is not self.state:
+            await self._enter(found.state, item.event)
+        result = await self._act(found.action)
+        self._settle_launch(item.event)
+        if item.accepted is not None and not item.accepted.done():
+            item.accepted.set_result(result)
+
+    def _is_protected(self, action: Action) -> bool:
+        return action is Action.QUIT and self.info.destroy_protection
+
+    async def _act(self, action: Action) -> Any:
+        match action:
+            case Action.LAUNCH:
+                self._launched = _quiet_future()
+                self._launching = self._spawn(self._launch())
+            case Action.SEARCH:
+                return self._spawn(self._search())
+            case Action.ASK_STOP:
+                self._spawn(self._ask_stop())
+            case Action.ASK_REBOOT:
+                return self._spawn_reboot()
+            case Action.QUIT:
+                self._quit()
+            case Action.DELETE:
+                await self._delete()
+            case Action.POWERED_DOWN:
+                if self.info.destroy_on_powerdown and not self.info.destroy_protection:
+                    self._powered_down = True
+                    if not self.in_creation:
+                        self._put(Event.DESTROY)
+            case Action.NOTHING:
+                pass
+        return None
+
+    async def _enter(self, state: State, event: Event) -> None:
+        """Change the state, in memory and on disk."""
+        before, since = self.info.state, self.info.changed_state_on
+        _log.info("%s: %s ──%s──► %s", self.ip, before.text, event.value, state.text)
+        self.info.state = state
+        self.info.changed_state_on = Time.now()
+        if state is State.RUNNING:
+            # What the launch waits for does not depend on this write.
+            self._settle_launch(event)
+        self._tell()
+        try:
+            await self.save()
+        except DiskError as error:
+            if event is Event.START:
+                self.info.state, self.info.changed_state_on = before, since
+                self._tell()
+                raise
+            _log.warning("%s", error)
+
+    def _settle_launch(self, event: Event) -> None:
+        launched = self._launched
+        if launched is None or launched.done():
+            return
+        if event is Event.UP:
+            launched.set_result(None)
+        elif event is Event.FAILED:
+            launched.set_exception(self.error or StateError(text="VM failed to start"))
+
+    async def _launch(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            if self._rebooting:
+                # A bound on how often a guest can have this done, not a wait for anything.
+                await asyncio.sleep(self._last_launch + RELAUNCH_INTERVAL - loop.time())
+            self._last_launch = loop.time()
+            if not self.in_creation:
+                self.timeline = Timeline()
+            machine = await self.runtime.launch(self)
+        except asyncio.CancelledError:
+            self._put(Event.FAILED, StateError(text="VM is destroying"))
+            raise
+        except Exception as error:
+            _log.warning("%s: cannot be started: %s", self.ip, describe(error))
+            self._put(Event.FAILED, error)
+        else:
+            self._attach(machine)
+        finally:
+            self._launching = None
+
+    async def _search(self) -> None:
+        try:
+            machine = await self.runtime.find(self)
+        except Exception as error:
+            _log.warning("%s: cannot be found again: %s", self.ip, describe(error))
+            machine = None
+        if machine is None:
+            self._put(Event.LOST)
+        else:
+            self._attach(machine)
+
+    def _attach(self, machine: Machine) -> None:
+        self.machine = machine
+        self._spawn(self._watch(machine))
+
+    async def _watch(self, machine: Machine) -> None:
+        """Pass on what becomes of the machine."""
+        error: Exception | None = None
+        try:
+            await machine.started()
+        except MachineError as failure:
+            error = failure
+        else:
+            self._put(Event.UP)
+        reason = await machine.wait()
+        self.machine = None
+        try:
+            await self.runtime.ended(self, reason)
+        except Exception as failure:
+            _log.warning("%s: its network: %s", self.ip, describe(failure))
+        self._put(_END_EVENTS[reason], error or machine.error)
+
+    async def _ask_stop(self) -> None:
+        if self.machine is None:
+            self._put(Event.LOST)
+        else:
+            await self.machine.stop(STOP_TIMEOUT)
+
+    def _spawn_reboot(self) -> "asyncio.Task[None]":
+        machine = self.machine
+        if machine is None:
+            raise StateError(text="VM has crashed")
+        return self._spawn(machine.reboot())
+
+    def _quit(self) -> None:
+        if self.machine is not None:
+            self._spawn(_ignoring(self.machine.quit()))
+        elif self._launching is not None:
+            self._launching.cancel()
+        else:
+            self._put(Event.LOST)
+
+    async def _delete(self) -> None:
+        self._delete_error = None
+        try:
+            await self.runtime.delete(self)
+        except Exception as error:
+            # Disk still says "destroying": a restart tries again, and so may the caller.
+            _log.error("%s: cannot be deleted: %s", self.ip, describe(error))
+            self._delete_error = error
+            self.info.state = State.CRASHED
+        else:
+            self._gone = True
+        self._tell()
+
+    async def _deleted(self) -> None:
+        await self.until(lambda: self._delete_error is not None)
+        if self._delete_error is not None:
+            raise DiskError(
+                path=self.directory.path, detail=describe(self._delete_error)
+            ) from self._delete_error
+
+    async def _post(self, event: Event) -> Any:
+        """Put a request into the queue and wait until it is accepted. Raises its refusal."""
+        if self._gone:
+            raise NoVmError(ip=self.ip)
+        accepted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Item(event, accepted))
+        return await accepted
+
+    def _put(self, event: Event, error: Exception | None = None) -> None:
+        self._queue.put_nowait(_Item(event, error=error))
+
+    def _fail(self, item: _Item, error: Exception) -> None:
+        if item.accepted is None:
+            if not isinstance(error, StateError):
+                _log.error("%s: %s: %s", self.ip, item.event.value, describe(error))
+        elif not item.accepted.done():
+            item.accepted.set_exception(error)
+
+    def _expire_now(self) -> None:
+        _log.warning("%s: VM was not acknowledged, destroying", self.ip)
+        self._expiry = None
+        self._put(Event.EXPIRE)
+
+    def _tell(self) -> None:
+        changes, self._changes = self._changes, []
+        for future in changes:
+            if not future.done():
+                future.set_result(None)
+        self.runtime.changed(self)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._children.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: "asyncio.Task[None]") -> None:
+        self._children.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.info("%s: %s", self.ip, describe(error))
+
+    async def _close(self) -> None:
+        """End every task beside this one; whoever waits in the queue is told."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        children = [task for task in self._children if not task.done()]
+        for task in children:
+            task.cancel()
+        if children:
+            await asyncio.wait(children)
+        if self.machine is not None:
+            await self.machine.release()
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if item.accepted is not None and not item.accepted.done():
+                item.accepted.set_exception(NoVmError(ip=self.ip))
+
+
+async def _ignoring(work: Coroutine[Any, Any, object]) -> None:
+    await work
+
+
+def _quiet_future() -> "asyncio.Future[None]":
+    """A future whose exception need not be looked at by anybody."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future

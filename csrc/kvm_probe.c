@@ -80,7 +80,6 @@ static int arm_timer(struct kvm_run *run, uint32_t limit_ms)
     struct sigaction action;
     struct sigevent event;
     struct itimerspec when;
-    sigset_t set;
     timer_t timer;
 
     memset(&action, 0, sizeof action);
@@ -94,9 +93,6 @@ static int arm_timer(struct kvm_run *run, uint32_t limit_ms)
     event.sigev_value.sival_ptr = run;
     event.sigev_notify_thread_id = (pid_t)syscall(SYS_gettid);
     if (timer_create(CLOCK_MONOTONIC, &event, &timer) < 0)
-        return -errno;
-    sigemptyset(&set);
-    if (sigprocmask(SIG_SETMASK, &set, NULL) < 0)
         return -errno;
     memset(&when, 0, sizeof when);
     when.it_value.tv_sec = limit_ms / 1000;
@@ -281,6 +277,19 @@ static struct ss_kvm_verdict probe_here(const char *device, const struct ss_kvm_
 
 #endif
 
+static void reset_signals(void)
+{
+    struct sigaction action;
+    sigset_t none;
+
+    memset(&action, 0, sizeof action);
+    action.sa_handler = SIG_DFL;
+    for (int number = 1; number < NSIG; number++)
+        (void)sigaction(number, &action, NULL);
+    sigemptyset(&none);
+    (void)sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
 /* 1: the child's verdict is in; 0: the child ended without; -1: the time is over. */
 static int read_verdict(int fd, uint64_t deadline, struct ss_kvm_verdict *verdict)
 {
@@ -313,13 +322,15 @@ int ss_kvm_probe(const char *device, const struct ss_kvm_program *program, uint3
         return -E2BIG;
     if (pipe2(ends, O_CLOEXEC) < 0)
         return -errno;
-    /* None of the caller's handlers may run in the child. */
+    /* None of the caller's handlers may run in the child: they could write to its pipes. */
     sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     child = fork();
     if (child == 0) {
-        const struct ss_kvm_verdict mine = probe_here(device, program, limit_ms);
+        struct ss_kvm_verdict mine;
 
+        reset_signals();
+        mine = probe_here(device, program, limit_ms);
         _exit(write(ends[1], &mine, sizeof mine) == (ssize_t)sizeof mine ? 0 : 1);
     }
     got = child < 0 ? -errno : 0;

@@ -190,7 +190,7 @@ static u32 hear(void)
     return length;
 }
 
-static void obey(void)
+static void obey(int stubborn)
 {
     if (!port_open()) {
         say("no port\n");
@@ -202,7 +202,9 @@ static void obey(void)
         char *text = (char *)queues[4].buffer;
 
         hear();
-        if (same(text, "stop\n", 5)) {
+        if (stubborn && text[0] != 'p') {
+            say("no\n");
+        } else if (same(text, "stop\n", 5)) {
             word("stopping\n");
             say("stopping\n");
             reset();
@@ -236,6 +238,39 @@ static void acpi(void)
     }
 }
 
+static void number(u32 value)
+{
+    char digits[10];
+    int count = 0;
+
+    do {
+        digits[count++] = (char)('0' + value % 10);
+        value /= 10;
+    } while (value);
+    while (count)
+        put(digits[--count]);
+}
+
+/* Every virtio device, in the order in which Linux would find them. */
+static void slots(void)
+{
+    for (int slot = 7; slot >= 0; slot--) {
+        mmio = (volatile u32 *)(0xfeb00000 + (u32)slot * 0x200);
+        if (REG(0x000) != 0x74726976 || !REG(0x008))
+            continue;
+        say("slot ");
+        number((u32)slot);
+        say(REG(0x008) == 1 ? " net " : REG(0x008) == 2 ? " blk " : " other ");
+        if (REG(0x008) == 1)
+            number(((volatile u8 *)mmio)[0x105]); /* the last byte of the MAC */
+        else
+            number(REG(0x008) == 2 ? REG(0x100) : REG(0x008)); /* sectors, or the device's id */
+        say("\n");
+    }
+    say("end of slots\n");
+    halt();
+}
+
 static void flood(void)
 {
     char line[] = "0000000 the quick brown fox jumps over the lazy dog 0123456789\n";
@@ -266,7 +301,11 @@ void guest_main(const struct start_info *info)
     say(line);
     say("\n");
     if (same(line, "do=obey", 7))
-        obey();
+        obey(0);
+    else if (same(line, "do=stubborn", 11))
+        obey(1);
+    else if (same(line, "do=slots", 8))
+        slots();
     else if (same(line, "do=acpi", 7))
         acpi();
     else if (same(line, "do=reset", 8))
@@ -278,12 +317,7 @@ void guest_main(const struct start_info *info)
         flood();
     else if (same(line, "do=echo", 7))
         echo();
-    else if (same(line, "do=deaf", 7)) {
-        port_open();
-        word("ready\n");
-        say("ready\n");
-        halt();
-    } else if (same(line, "do=babble", 9)) {
+    else if (same(line, "do=babble", 9)) {
         port_open();
         for (int i = 0; i < 20; i++)
             word("\xff\x00 no word at all, and no end of line either; ");

@@ -1,0 +1,110 @@
+"""A guest of a few hundred instructions, and specs that boot it."""
+
+import asyncio
+import itertools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallstack.machine.process import Machine, launch
+from smallstack.machine.spec import MachineSpec, Verdict
+
+HERE = Path(__file__).parent
+NOBODY = 65534
+TCG = Verdict("tcg", "a test", 2_600_000)
+KVM = Verdict("kvm", "a test", 2_600_000)
+
+MakeSpec = Callable[..., MachineSpec]
+Launch = Callable[[MachineSpec], Awaitable[Machine]]
+
+
+def compile_guest(target: Path) -> None:
+    """The guest of guest/guest.c, entered by PVH."""
+    subprocess.run(
+        [
+            "gcc",
+            *("-m32", "-march=i686", "-mno-sse", "-O2", "-Wall", "-Wextra", "-Werror"),
+            *("-ffreestanding", "-fno-pic", "-fno-pie", "-fno-stack-protector"),
+            *("-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-fno-builtin"),
+            *("-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none,-z,noexecstack"),
+            *("-Wl,--no-warn-rwx-segments", f"-Wl,-T,{HERE / 'guest' / 'guest.ld'}"),
+            *(str(HERE / "guest" / "guest.c"), "-o", str(target)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def guest_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("guest") / "guest.elf"
+    compile_guest(target)
+    return target
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may enter, unlike pytest's own."""
+    path = Path(tempfile.mkdtemp(prefix="smallstack-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path, guest_kernel: Path) -> MakeSpec:
+    """``make_spec("deed", **changes)``: a machine whose guest does that."""
+    numbers = itertools.count(2)
+
+    def make(deed: str = "obey", **changes: Any) -> MachineSpec:
+        name = f"198.51.100.{next(numbers)}"
+        directory = changes.pop("directory", None) or tmp_path / name
+        directory.mkdir(mode=0o700, exist_ok=True)
+        fields: dict[str, Any] = {
+            "name": name,
+            "directory": directory,
+            "verdict": TCG,
+            "memory_mib": 32,
+            "kernel": guest_kernel,
+            "kernel_args": f"do={deed}",
+            "uid": NOBODY,
+            "gid": NOBODY,
+        }
+        return MachineSpec(**fields | changes)
+
+    return make
+
+
+@pytest.fixture
+async def boot() -> AsyncIterator[Launch]:
+    """`launch`, with an end to every machine that the test leaves running."""
+    launched: list[Machine] = []
+
+    async def run(spec: MachineSpec) -> Machine:
+        machine = await launch(spec)
+        launched.append(machine)
+        return machine
+
+    yield run
+    for machine in launched:
+        machine.kill()
+        await machine.wait()
+
+
+async def console_says(machine: Machine, text: bytes, limit: float = 60.0) -> bytes:
+    """Wait until the guest has written ``text``; everything it wrote so far."""
+    directory = machine.directory / "console"
+
+    def written() -> bytes:
+        return b"".join(path.read_bytes() for path in sorted(directory.glob("*.log")))
+
+    async with asyncio.timeout(limit), machine.console.attach() as session:
+        while text not in written():
+            if not await session.read():
+                raise AssertionError(f"the machine ended and had said {written()!r}")
+    return written()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,7 @@ class Running:
     listener: Listener
     trace: Trace
     port: int
+    opened: list[asyncio.StreamWriter]
 
     @property
     def address(self) -> str:
@@ -146,7 +147,9 @@ class Running:
 
     async def plain(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A bare TCP connection to it."""
-        return await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.opened.append(writer)
+        return reader, writer
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Running]]
@@ -167,9 +170,14 @@ def serve() -> Serve:
         listener = Listener(server, **(listener_options or {}))
         (sock,) = bind("127.0.0.1", 0)
         await listener.add(sock)
+        running = Running(server, listener, trace, listener.addresses[0][1], [])
         try:
-            yield Running(server, listener, trace, listener.addresses[0][1])
+            yield running
         finally:
+            for writer in running.opened:
+                writer.transport.abort()
+                with suppress(OSError):
+                    await writer.wait_closed()
             await listener.close(grace=1)
 
     return serving

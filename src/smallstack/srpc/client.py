@@ -211,20 +211,19 @@ class _Attempt:
         for endpoint in endpoints:
             started = time.monotonic_ns()
             conn = await self._connect()
+            opened = False
             try:
-                if await self._open(conn, endpoint, tls_first):
-                    return Client(conn, self.shown, started)
+                opened = await self._open(conn, endpoint, tls_first)
             except ConnectionClosedError as error:
-                detail = str(error.fields["detail"])
-                raise ConnectError(
-                    address=self.shown, detail=f"{detail} in {self.phase}"
-                ) from error
+                detail = f"{error.fields['detail']} in {self.phase}"
+                raise ConnectError(address=self.shown, detail=detail) from error
             except TlsError as error:
                 raise _tls_failure(self.shown, str(error.fields["detail"])) from error
-            except BaseException:
-                conn.abort()
-                raise
-            conn.abort()
+            finally:
+                if not opened:
+                    conn.abort()
+            if opened:
+                return Client(conn, self.shown, started)
         secure = any(endpoint.tls for endpoint in endpoints)
         detail = "is TLS set up on it?" if secure else "does it serve SRPC in plain text?"
         raise NoEndpointError(address=self.shown, detail=detail)

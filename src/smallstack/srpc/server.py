@@ -126,6 +126,7 @@ class Server:
         allow_unauthenticated_reads: bool = False,
         observer: Observer | None = None,
         max_connections: int = MAX_CONNECTIONS,
+        max_handshakes: int = MAX_HANDSHAKES,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
         stall_timeout: float = STALL_TIMEOUT,
     ) -> None:
@@ -141,6 +142,7 @@ class Server:
         self.observer: Observer = observer or NoObserver()
         self._reads = allow_unauthenticated_reads
         self._max_connections = max_connections
+        self._max_handshakes = max_handshakes
         self._handshake_timeout = handshake_timeout
         self._stall_timeout = stall_timeout
         self._services: dict[str, dict[str, _Registered]] = {}
@@ -148,6 +150,8 @@ class Server:
         self._busy: dict[Connection, asyncio.Task[Any]] = {}
         self._handshakes: dict[Connection, None] = {}
         self._closing = False
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     def register(
         self,
@@ -205,17 +209,27 @@ class Server:
             self.observer.rejected("too many")
             conn.abort()
             return False
-        if len(self._handshakes) >= MAX_HANDSHAKES:
+        if len(self._handshakes) >= self._max_handshakes:
             oldest = next(iter(self._handshakes))
-            del self._handshakes[oldest]
+            self.forget(oldest)
             self.observer.rejected("handshake")
             oldest.abort()
         self._handshakes[conn] = None
+        self._empty.clear()
         return True
 
     def forget(self, conn: Connection) -> None:
         """Undo `admit` for a connection that is none of ours (a page's) or is over."""
         self._handshakes.pop(conn, None)
+        self._check_empty()
+
+    async def wait_empty(self) -> None:
+        """Returns when no connection is open."""
+        await self._empty.wait()
+
+    def _check_empty(self) -> None:
+        if not self.connections:
+            self._empty.set()
 
     async def close(self, grace: float = 5.0) -> None:
         """Take no more calls; those running have ``grace`` seconds to end."""
@@ -329,7 +343,7 @@ class Server:
     async def _calls(self, conn: Connection) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self.forget(conn)
+        self._handshakes.pop(conn, None)
         self._idle.add(conn)
         self.observer.connection(True)
         try:
@@ -347,6 +361,7 @@ class Server:
         finally:
             self._idle.discard(conn)
             self._busy.pop(conn, None)
+            self._check_empty()
             self.observer.connection(False)
 
     async def _one(self, conn: Connection) -> bool:

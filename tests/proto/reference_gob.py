@@ -70,11 +70,11 @@ def encode(value: Any, type_: Any = None) -> bytes:
 
 
 class ReferenceEncoder:
-    def __init__(self) -> None:
+    def __init__(self, first_id: int = 64) -> None:
         self.ids: dict[str, int] = {}
         self.names: dict[str, str] = {}
         self.sent: set[str] = set()
-        self.next_id = 64
+        self.next_id = first_id
         self.done = b""
         self.current = b""
 
@@ -268,6 +268,16 @@ def binary_time(value: Time) -> bytes:
 # ---- reading -----------------------------------------------------------------------------------
 
 
+WANTED = {
+    "enum": "uint",
+    "ip": "bytes",
+    "time": "opaque",
+    "hash": "array",
+    "list": "slice",
+    "tree": "struct",
+}
+
+
 class WireType:
     """A definition as it came: which of the seven kinds, and its parts."""
 
@@ -423,17 +433,8 @@ class ReferenceDecoder:
 
     # -- values
 
-    WANTED = {
-        "enum": "uint",
-        "ip": "bytes",
-        "time": "opaque",
-        "hash": "array",
-        "list": "slice",
-        "tree": "struct",
-    }
-
     def read(self, node: Node, number: int) -> Any:
-        if self.kind_of(number) != self.WANTED.get(node.kind, node.kind):
+        if self.kind_of(number) != WANTED.get(node.kind, node.kind):
             raise BadStreamError(f"{node.go} is sent as {self.kind_of(number)}")
         match node.kind:
             case "bool":

@@ -1051,7 +1051,7 @@ cdef class _Sent:
         return number, tuple(bodies), _Sent.__new__(_Sent, ids, counter[0])
 
 
-cdef _Sent _NOTHING_SENT = _Sent.__new__(_Sent, {}, 64)
+cdef dict _NOTHING_SENT = {64: _Sent.__new__(_Sent, {}, 64), 65: _Sent.__new__(_Sent, {}, 65)}
 
 
 cdef int _assign(object node, str name, dict ids, dict names, list counter) except -1:
@@ -1511,8 +1511,9 @@ cdef class Encoder:
 
     cdef _Sent sent
 
-    def __cinit__(self):
-        self.sent = _NOTHING_SENT
+    def __init__(self, *, first_id=64):
+        """``first_id``: the id of the first type, 64, or 65 as in older encoders."""
+        self.sent = _NOTHING_SENT[first_id]
 
     def encode(self, value, type_=None):
         """The definitions still needed and the value; raises LocalProtocolError.

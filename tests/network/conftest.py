@@ -3,11 +3,13 @@
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
 from smallstack.network.bridge import Bridge, ensure_bridge
 from smallstack.network.guard import Guard
+from smallstack.network.monitor import until_operational
 from smallstack.network.netlink import Netlink
 from tests.network import world
 
@@ -29,8 +31,17 @@ async def netlink(namespace: None) -> AsyncIterator[Netlink]:
 
 @pytest.fixture
 async def bridge(netlink: Netlink) -> Bridge:
-    """A bridge with the gateway's address."""
-    return await ensure_bridge(netlink, "br0", f"{world.GATEWAY}/24", create=True)
+    """A bridge with the gateway's address, and a port so that it has a carrier."""
+    made = await ensure_bridge(netlink, "br0", f"{world.GATEWAY}/24", create=True)
+    await netlink.run(lambda sockets: _idle_port(sockets.route, made))
+    assert await until_operational(netlink, "br0", 10)
+    return made
+
+
+def _idle_port(route: Any, bridge: Bridge) -> None:
+    route.link("add", ifname="idle0", kind="veth", peer="idle1")
+    route.link("set", index=socket.if_nametoindex("idle1"), state="up")
+    route.link("set", index=socket.if_nametoindex("idle0"), master=bridge.index, state="up")
 
 
 @pytest.fixture

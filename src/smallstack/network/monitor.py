@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 
 from smallstack.network.names import TAP_PREFIXES
+from smallstack.network.netlink import Netlink, Sockets
 from smallstack.network.nfnetlink import attributes
 
 _RTMGRP_LINK = 1
@@ -51,6 +52,31 @@ class LinkMonitor:
             matters = matters or any(map(_is_foreign, link_names(data)))
         if matters:
             self._changed()
+
+
+async def until_operational(netlink: Netlink, name: str, seconds: float) -> bool:
+    """Wait until an interface carries frames; False if it does not within ``seconds``.
+
+    A bridge gets its carrier with its first port, but drops whatever is sent through it until a
+    worker of the kernel has taken note, some ms later: the first DHCP reply would be lost.
+    """
+    changed = asyncio.Event()
+    monitor = LinkMonitor(changed.set)
+
+    def look(sockets: Sockets) -> bool:
+        links = list(sockets.route.get_links(ifname=name))
+        return bool(links) and links[0].get_attr("IFLA_OPERSTATE") == "UP"
+
+    try:
+        async with asyncio.timeout(seconds):
+            while not await netlink.run(look):
+                await changed.wait()
+                changed.clear()
+    except TimeoutError:
+        return False
+    finally:
+        monitor.close()
+    return True
 
 
 def link_names(data: bytes) -> list[str]:

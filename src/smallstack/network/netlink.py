@@ -88,6 +88,15 @@ def route_error(error: Exception, action: str) -> NetlinkError | NoPrivilegeErro
     return NetlinkError(action=action, detail=describe(error))
 
 
+def interface_exists(name: str) -> bool:
+    """Whether there is an interface of that name in the calling thread's network namespace."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
 def interface_mtu(name: str) -> int:
     """The MTU of an interface, by ioctl: a tenth of the cost of a netlink query."""
     import fcntl

@@ -17,17 +17,18 @@ from ipaddress import IPv4Address
 from smallstack.network.book import AddressBook, Change
 from smallstack.network.bridge import Bridge, choose_bridge, ensure_bridge, list_bridges
 from smallstack.network.dhcp.server import DhcpServer
-from smallstack.network.errors import NetworkError, NoUsableBridgeError
+from smallstack.network.errors import NetworkError, NoUsableBridgeError, TapBusyError
 from smallstack.network.guard import Guard, Guest
 from smallstack.network.metadata.server import Lookup, MetadataServer
 from smallstack.network.metadata.tracers import Tracers
-from smallstack.network.monitor import LinkMonitor
+from smallstack.network.monitor import LinkMonitor, until_operational
 from smallstack.network.names import service_name
-from smallstack.network.netlink import Netlink, Sockets
+from smallstack.network.netlink import Netlink, Sockets, interface_exists
 from smallstack.network.tap import Tap, delete_tap, open_tap, tap_name
 from smallstack.proto.vm import Subnet
 
 _log = logging.getLogger("smallstack.network")
+_CARRIER_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ class Network:
             service = MetadataServer(bridge, lookup, self.tracers)
             await service.start(self.netlink, control_port)
             self.services[bridge.name] = service
+        for name in self.bridges:
+            if not await until_operational(self.netlink, name, _CARRIER_SECONDS):
+                _log.warning("bridge %s has no carrier: its guests may not be heard", name)
         await self.guard.install(
             guests=[self._guest(port) for port in running],
             uplinks=self._uplinks(),
@@ -174,6 +178,8 @@ class Network:
         """
         bridge = self.bridge_for(port.subnet)
         guest = self._guest(port)
+        if port.tap in self.guard.state.guests and interface_exists(port.tap):
+            raise TapBusyError(name=port.tap)  # before anything of the one that has it is touched
 
         def work(sockets: Sockets) -> Tap:
             tap = open_tap(sockets, port.tap, bridge, port.mac)

@@ -1,0 +1,260 @@
+"""The room as the agent uses it: ports come and go, the agent dies and comes back."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from smallstack.network.book import AddressBook
+from smallstack.network.dhcp.packet import MessageType
+from smallstack.network.errors import (
+    BridgeMissingError,
+    NoUsableBridgeError,
+    TapBusyError,
+    TapError,
+)
+from smallstack.network.guard import TABLE
+from smallstack.network.macs import mac_for_ip
+from smallstack.network.netlink import Netlink
+from smallstack.network.room import BridgeSpec, Network, Port
+from smallstack.network.tap import list_taps
+from smallstack.proto.vm import Address, Subnet, VmInfo
+from tests.network.frames import Discover
+from tests.network.test_metadata_server import get, silent
+from tests.network.test_taps import Wire, run
+from tests.network.world import GATEWAY, SUBNET, Guest, plug, settled
+
+pytestmark = [pytest.mark.root]
+BRIDGE = BridgeSpec("br0", f"{GATEWAY}/24", create=True)
+VMS: dict[str, "View"] = {}
+
+
+@dataclass
+class View:
+    info: VmInfo
+    user_data: Path | None = None
+
+
+def port(ip: str) -> Port:
+    return Port(mac_for_ip(ip), ip, SUBNET, "it")
+
+
+async def open_network(directory: Path, **settings: object) -> Network:
+    book = AddressBook.load(directory)
+    if book.subnets.get(SUBNET.id) is None:
+        await book.update_subnets(add=[SUBNET])
+    return await Network.open(
+        book,
+        [BRIDGE],
+        lookup=VMS.get,
+        control_port=6976,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+async def network(namespace: None, tmp_path: Path) -> AsyncIterator[Network]:
+    made = await open_network(tmp_path)
+    yield made
+    VMS.clear()
+    await made.close(remove_guard=True)
+
+
+def snapshot() -> tuple[list[str], str, list[str]]:
+    """Interfaces, rules without their counters, descriptors."""
+    rules = " ".join(word for word in run("nft list ruleset").split() if not word.isdigit())
+    descriptors = os.listdir("/proc/self/fd")  # noqa: PTH208
+    return [name for _, name in socket.if_nameindex()], rules, descriptors
+
+
+async def test_cycles_leave_nothing(network: Network) -> None:
+    """Twenty guests, three at a time, each through attach, DHCP, detach; counted from outside."""
+    before = snapshot()
+    for start in range(10, 22, 3):
+        ports = [port(f"198.51.100.{start + n}") for n in range(3)]
+        taps = await asyncio.gather(*(network.attach(p) for p in ports))
+        for p, tap in zip(ports, taps, strict=True):
+            acknowledged = network.acknowledged(p.ip)
+            Wire(tap).send(Discover(p.mac, options={80: b""}).frame())
+            assert (await Wire(tap).reply()).message_type is MessageType.ACK
+            await acknowledged
+            await network.close_tap(tap)
+        await asyncio.gather(*(network.detach(p.ip) for p in ports))
+    assert settled(lambda: snapshot() == before), (snapshot(), before)
+    assert not network.dhcp.leases
+    assert not network.guard.state.guests
+
+
+async def test_detach_is_complete_and_repeatable(network: Network) -> None:
+    before = snapshot()
+    tap = await network.attach(port("198.51.100.5"))
+    waiting = network.acknowledged("198.51.100.5")
+    tracer = network.tracers.open("198.51.100.5")
+    with pytest.raises(TapBusyError):
+        await network.attach(port("198.51.100.5"))
+    assert len(network.dhcp.leases) == len(network.guard.state.guests) == 1
+    await network.detach("198.51.100.5")
+    await network.detach("198.51.100.5")
+    await network.detach("198.51.100.77")
+    assert waiting.cancelled()
+    assert [path async for path in tracer] == []
+    await network.close_tap(tap)
+    assert settled(lambda: snapshot() == before)
+    tap = await network.attach(port("198.51.100.5"))
+    await network.close_tap(tap)
+    await network.detach("198.51.100.5")
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancelled_attach_leaves_nothing(network: Network, turns: int) -> None:
+    before = snapshot()
+    attaching = asyncio.create_task(network.attach(port("198.51.100.5")))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    attaching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attaching
+    await network.netlink.run(lambda _: None)
+    await network.netlink.run(lambda _: None)
+    assert settled(lambda: snapshot() == before), (snapshot(), before)
+    assert not network.dhcp.leases
+
+
+async def test_a_guest_of_the_room(network: Network) -> None:
+    """DHCP, metadata and the end of both, for a guest with a port made by hand."""
+    guest = plug(network.bridges["br0"], "198.51.100.5")
+    try:
+        with pytest.raises(TapError, match="cannot make the tap ss-c6336405"):
+            await network.attach(port(guest.ip))
+        await adopt(network, guest)
+        guest.set_address()
+        assert await guest.run(lambda: get("/datasource/SmallStack")) == (200, b"true\n")
+        await network.book.update_subnets(
+            change=[msgspec.structs.replace(SUBNET, disable_metadata=True)]
+        )
+        assert await guest.run(lambda: settled(silent))
+    finally:
+        guest.close()
+
+
+async def adopt(network: Network, guest: Guest) -> None:
+    """What `attach` does, but for the tap."""
+    service = network.services["br0"]
+    VMS[guest.ip] = View(VmInfo(address=Address(ip_address=guest.ip, mac_address=guest.mac)))
+    await network.guard.allow(guest.port, guest.mac, guest.ip, service.mac)
+    await service.add_guest(guest.ip, guest.mac)
+
+
+async def test_uplinks_are_followed(network: Network) -> None:
+    assert network.guard.state.uplinks == set()
+    run("ip link add up0 type veth peer name up1 && ip link set up0 master br0")
+    await until(lambda: network.guard.state.uplinks == {"up0"})
+    assert '"up0"' in run(f"nft list set bridge {TABLE} uplinks")
+    run("ip link del up0")
+    await until(lambda: network.guard.state.uplinks == set())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    assert await asyncio.to_thread(settled, condition)
+
+
+async def test_errors(netlink: Netlink, tmp_path: Path) -> None:
+    with pytest.raises(BridgeMissingError):
+        await Network.open(
+            AddressBook.load(tmp_path), [BridgeSpec("nowhere")], lookup=VMS.get, control_port=6976
+        )
+    assert [name for _, name in socket.if_nameindex()] == ["lo"]
+    network = await Network.open(AddressBook.load(tmp_path), [], lookup=VMS.get, control_port=6976)
+    with pytest.raises(NoUsableBridgeError, match="no usable bridge for subnet 'test'"):
+        await network.attach(port("198.51.100.5"))
+    await network.close(remove_guard=True)
+    assert run("nft list ruleset") == ""
+
+
+AGENT = """
+import asyncio, os, subprocess, sys
+from pathlib import Path
+from tests.network.test_room import open_network, port
+
+async def main():
+    network = await open_network(Path(sys.argv[1]))
+    taps = [await network.attach(port("198.51.100.%d" % n)) for n in (5, 6)]
+    # The second tap goes to a "QEMU" that outlives us.
+    child = subprocess.Popen(["sleep", "1000"], pass_fds=[taps[1].fd], start_new_session=True,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    print(child.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def start_agent(directory: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", AGENT, directory],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+async def test_kill_and_return(namespace: None, tmp_path: Path) -> None:
+    """kill -9: cable, namespace and the unused tap go; the guest that runs stays guarded, and a
+    new agent serves it again."""
+    with start_agent(tmp_path) as agent:
+        assert agent.stdout is not None
+        child = int(agent.stdout.readline())
+        try:
+            agent.send_signal(signal.SIGKILL)
+            agent.wait()
+            assert settled(
+                lambda: {n for _, n in socket.if_nameindex()} == {"lo", "br0", "ss-c6336406"}
+            )
+            assert '"ss-c6336406" . 52:54:c6:33:64:06' in run("nft list ruleset")
+            network = await open_network(tmp_path, running=[port("198.51.100.6")])
+            rules = run("nft list ruleset")
+            assert '"ss-c6336406" . 52:54:c6:33:64:06' in rules
+            assert "ss-c6336405" not in rules
+            assert await list_taps(network.netlink) == ["ss-c6336406"]
+            assert [str(lease.ip) for lease in network.dhcp.leases] == ["198.51.100.6"]
+            await network.detach("198.51.100.6")  # takes the tap away under the "QEMU"
+            assert await list_taps(network.netlink) == []
+            await network.close(remove_guard=True)
+            assert settled(lambda: {n for _, n in socket.if_nameindex()} == {"lo", "br0"})
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+async def test_the_loop_is_not_held_up(network: Network) -> None:
+    """No step of attach or detach takes more than 5 ms of the loop thread's CPU time."""
+    loop = asyncio.get_running_loop()
+    longest = 0.0
+    stop = False
+
+    def watch(last: float) -> None:
+        nonlocal longest
+        now = time.thread_time()
+        longest = max(longest, now - last)
+        if not stop:
+            loop.call_soon(watch, time.thread_time())
+
+    loop.call_soon(watch, time.thread_time())
+    for n in range(30, 40):
+        tap = await network.attach(port(f"198.51.100.{n}"))
+        await network.close_tap(tap)
+        await network.detach(f"198.51.100.{n}")
+    stop = True
+    assert longest < 0.005
+
+
+def test_port_without_an_address() -> None:
+    assert Port("52:54:00:00:00:01", "", Subnet(id="x")).tap == "ssm525400000001"

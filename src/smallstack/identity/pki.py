@@ -56,6 +56,17 @@ class Issued(NamedTuple):
         _write(places[0], self.certificate, 0o644)
         return places
 
+    def write_server(self, directory: Path, authority: "Authority") -> None:
+        """Write what `ServerCredentials.load` reads: ``cert.pem key.pem ca.pem``.
+
+        ``identity-ca.pem`` comes with them when the authority's directory has one.
+        """
+        self.write(directory)
+        for name in ("ca.pem", "identity-ca.pem"):
+            source = authority.directory / name
+            if source.exists():
+                _write(directory / name, source.read_bytes(), 0o644)
+
 
 class Authority:
     """A certificate authority: its certificate and key."""

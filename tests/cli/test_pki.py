@@ -1,0 +1,69 @@
+"""``smallstack pki``: what it prints, what it writes, what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from smallstack.cli.pki import pki
+from smallstack.identity import certificate
+from smallstack.identity.credentials import ClientCredentials, ServerCredentials
+
+
+def _run(directory: Path, *arguments: str, home: Path | None = None) -> Result:
+    environment = {"HOME": str(home)} if home else {}
+    return CliRunner().invoke(
+        pki, ["--directory", str(directory), *arguments], env=environment, catch_exceptions=False
+    )
+
+
+def test_from_nothing_to_a_daemon_and_a_user(tmp_path: Path) -> None:
+    directory = tmp_path / "pki"
+    result = _run(directory, "make-ca")
+    assert (result.exit_code, result.stdout) == (0, f"{directory}/ca.pem\n")
+    assert _run(directory, "make-ca", "--identity").exit_code == 0
+    arguments = ["--host", "hv1", "--host", "198.51.100.1", "--method", "ImageServer.*"]
+    result = _run(directory, "issue", "hv1", "--server", "--out", str(tmp_path / "hv1"), *arguments)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/hv1\n")
+    server = ServerCredentials.load(tmp_path / "hv1")
+    assert server.authorities is not None
+    ClientCredentials.load(tmp_path / "hv1")
+    result = _run(directory, "issue", "alice", "--group", "dev", "--group", "ops", home=tmp_path)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/.ssl/alice.cert\n")
+    assert certificate.load(tmp_path / ".ssl" / "alice.cert").groups == {"dev", "ops"}
+    rows = json.loads(_run(directory, "list", "--format", "json").stdout)
+    assert [row["name"] for row in rows] == ["alice", "hv1"]
+    assert (rows[0]["groups"], rows[1]["methods"]) == (["dev", "ops"], ["ImageServer.*"])
+    assert rows[0]["left_days"] in {364, 365}
+    table = _run(directory, "list").stdout.splitlines()
+    assert table[0].split() == ["name", "groups", "methods", "until", "left_days"]
+    assert table[1].startswith("alice  dev,ops")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["issue", "alice"], 1, "make one with `smallstack pki make-ca`"),
+        (["issue", "hv1", "--server"], 2, "needs --out"),
+        (["issue", "alice", "--host", "x"], 2, "--host is for --server"),
+        (["issue", "a/b"], 2, "no slash"),
+        (["list"], 0, "nothing was issued"),
+    ],
+)
+def test_refusals_are_one_line(
+    tmp_path: Path, arguments: list[str], code: int, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = _run(tmp_path, *arguments)
+    assert result.exit_code == code
+    assert text in result.output + capfd.readouterr().err
+
+
+def test_a_second_authority_and_a_bad_method(tmp_path: Path) -> None:
+    assert _run(tmp_path, "make-ca", "--name", "Ours").exit_code == 0
+    again = _run(tmp_path, "make-ca")
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert "there already" in again.stderr
+    result = _run(tmp_path, "issue", "alice", "--method", "StartVm", "--out", str(tmp_path))
+    assert "is not Service.Method" in result.stderr
+    assert not (tmp_path / "alice.key").exists()

@@ -127,3 +127,7 @@ class VmExistsError(HypervisorError):
 
 class CrashedError(HypervisorError):
     """VM {ip} crashed before it asked for an address by DHCP; the last on its console: {words}"""
+
+
+class SubnetInUseError(HypervisorError):
+    """cannot delete subnet: {subnet}: VM {ip} is in it; destroy the VM first"""

@@ -17,14 +17,15 @@ disk refuses a START and nothing else: stopping and destroying are the ways out 
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import os
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from smallstack.hypervisor.errors import DiskError, NoAccessError, NoVmError, StateError
 from smallstack.hypervisor.states import STOP_TIMEOUT, Action, Event, rule
-from smallstack.hypervisor.store import AgentRecord, VmDirectory, to_json
+from smallstack.hypervisor.store import AgentRecord, VmDirectory, sync_directory, to_json
 from smallstack.machine.errors import MachineError
 from smallstack.machine.lifecycle import ExitReason
 from smallstack.machine.process import Machine
@@ -209,6 +210,17 @@ class Vm:
             await asyncio.to_thread(self.directory.acknowledge)
         except OSError as error:
             raise DiskError(path=self.directory.path, detail=describe(error)) from error
+
+    async def replace_user_data(self, store: Callable[[Path], Awaitable[None]]) -> None:
+        """New user data, written by ``store`` into the file it is given; the former becomes
+        ``.old``. Raises what ``store`` raises, and OSError."""
+        path = self.user_data
+        new = path.with_name(path.name + ".new")
+        try:
+            await store(new)
+            await asyncio.to_thread(_swap, path, new)
+        finally:
+            new.unlink(missing_ok=True)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds, looking after every change of state, or it is gone."""
@@ -463,6 +475,21 @@ class Vm:
             item = self._queue.get_nowait()
             if item.accepted is not None and not item.accepted.done():
                 item.accepted.set_exception(NoVmError(ip=self.ip))
+
+
+def _swap(path: Path, new: Path) -> None:
+    """Put ``new`` in the place of ``path``, which becomes ``.old``; ``path`` is never missing."""
+    fd = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    old = path.with_name(path.name + ".old")
+    if path.exists():
+        old.unlink(missing_ok=True)
+        os.link(path, old)
+    new.replace(path)
+    sync_directory(path.parent)
 
 
 async def _ignoring(work: Coroutine[Any, Any, object]) -> None:

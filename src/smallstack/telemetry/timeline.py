@@ -35,6 +35,10 @@ class Timeline:
         self.created_ns = clock()
         self.phases: list[Phase] = []
 
+    def now(self) -> int:
+        """Nanoseconds of the timeline's clock."""
+        return self._clock()
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Records the body as one phase, also when it raises."""

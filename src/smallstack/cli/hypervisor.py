@@ -1,0 +1,41 @@
+"""``smallstack hypervisor``: the agent."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smallstack.hypervisor.daemon import LOG_LEVEL, SETTINGS
+from smallstack.settings import click_options, load, show_config
+from smallstack.telemetry.errors import SmallStackError
+
+
+@click.command("hypervisor")
+@click.option("--config", type=click.Path(path_type=Path), help="settings file (TOML)")
+@click.option("--show-config", "show", is_flag=True, help="print every setting and its origin")
+@click_options(SETTINGS)
+def hypervisor(config: Path | None, show: bool, **flags: Any) -> None:
+    """Run VMs on this machine, for callers over RPC."""
+    try:
+        values = load(SETTINGS, flags, file=config, section="hypervisor")
+    except SmallStackError as error:
+        click.echo(f"hypervisor: {error}", err=True)
+        sys.exit(2)
+    if show:
+        click.echo(show_config(values))
+        return
+    from smallstack.daemon.run import Runtime, run
+    from smallstack.hypervisor.daemon import serve
+    from smallstack.telemetry.log import setup
+
+    try:
+        setup(values[LOG_LEVEL])
+    except ValueError as error:
+        click.echo(f"hypervisor: {error}", err=True)
+        sys.exit(2)
+
+    async def main(runtime: Runtime) -> None:
+        await serve(values, runtime)
+
+    sys.exit(run(main))

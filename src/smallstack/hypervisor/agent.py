@@ -1,0 +1,306 @@
+"""All VMs of this machine and the parts they share; what a start finds, and what it repairs.
+
+At start, in this order::
+
+    journals of creates that did not end      every step they name is undone
+    VM directories                            read; one without a record is removed if it is empty
+    address book                              free is what no VM has
+    volume directories                        those of no VM are told of
+    network                                   guard, leases; taps of no VM are removed
+    every VM                                  found again, launched or finished: see `states`
+    VMs that nobody acknowledged              have 15 s from now on
+"""
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from typing import Final
+
+from smallstack.hypervisor.errors import NoVmError, RecordError
+from smallstack.hypervisor.images import Images
+from smallstack.hypervisor.ledger import Ledger
+from smallstack.hypervisor.roots import Roots, RootWanted, label_of
+from smallstack.hypervisor.specs import Emulator, machine_spec
+from smallstack.hypervisor.states import is_up
+from smallstack.hypervisor.store import INFO, Store, VmDirectory, remove_tree
+from smallstack.hypervisor.vm import Vm
+from smallstack.hypervisor.wiring import Nic, Wiring
+from smallstack.machine import process
+from smallstack.machine.lifecycle import ExitReason
+from smallstack.machine.process import Machine
+from smallstack.network.book import AddressBook
+from smallstack.network.subnets import parse_ip
+from smallstack.objects.cache import ObjectCache
+from smallstack.proto.enums import State
+from smallstack.proto.vm import LocalVmInfo
+from smallstack.telemetry.timeline import Timeline
+
+_log = logging.getLogger("smallstack.hypervisor")
+ACKNOWLEDGE_SECONDS: Final = 15.0
+"""How long a created VM waits for its creator's acknowledgement."""
+
+
+@dataclass
+class Parts:
+    """What every VM shares."""
+
+    store: Store
+    ledger: Ledger
+    book: AddressBook
+    cache: ObjectCache
+    images: Images
+    roots: Roots
+    wiring: Wiring
+    emulator: Emulator
+
+
+class Agent:
+    """All VMs by their primary address. It is the runtime of their tasks."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        acknowledge_seconds: float = ACKNOWLEDGE_SECONDS,
+        *,
+        anonymous_creates: bool = False,
+    ) -> None:
+        """``anonymous_creates``: callers without a name may create VMs, which nobody owns."""
+        self.parts = parts
+        self.anonymous_creates = anonymous_creates
+        self.creates: Counter[str] = Counter()
+        """``created`` and ``failed``."""
+        self.vms: dict[str, Vm] = {}
+        self.acknowledge_seconds = acknowledge_seconds
+        self.on_change: list[Callable[[Vm], None]] = []
+        self._nics: dict[str, list[Nic]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    # The registry.
+
+    def vm(self, ip: str) -> Vm:
+        """The VM of that primary address. Raises NoVmError, BadIpError."""
+        name = str(parse_ip(ip))
+        found = self.vms.get(name)
+        if found is None or found.gone:
+            raise NoVmError(ip=name)
+        return found
+
+    def add(self, vm: Vm) -> None:
+        """Enter a VM and start its task."""
+        self.vms[vm.ip] = vm
+        self._tasks[vm.ip] = vm.begin()
+
+    async def remove(self, vm: Vm) -> None:
+        """Take a VM out whose create failed: its task ends, nothing else is touched."""
+        if self.vms.get(vm.ip) is vm:
+            del self.vms[vm.ip]
+        task = self._tasks.pop(vm.ip, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def macs_in_use(self) -> dict[str, str]:
+        """IP to MAC of every address a VM has."""
+        return {
+            address.ip_address: address.mac_address
+            for holding in self.parts.ledger.holdings.values()
+            for address in holding.addresses
+        }
+
+    # The runtime of a VM's task.
+
+    async def connect(self, vm: Vm) -> None:
+        """Make the network of a VM ready for its next launch."""
+        with vm.timeline.phase("network"):
+            self._nics[vm.ip] = await self.parts.wiring.connect(vm.info, lease=vm.agent.lease)
+
+    async def launch(self, vm: Vm) -> Machine:
+        """Network, unless `connect` made it, and machine; when it raises, neither is left."""
+        parts = self.parts
+        parts.ledger.check_available(vm.info.memory_in_mib)
+        await self._restore_brick(vm)
+        if vm.ip not in self._nics:
+            await self.connect(vm)
+        nics = self._nics.pop(vm.ip)
+        try:
+            spec = await asyncio.to_thread(
+                machine_spec, vm.record, vm.agent, vm.directory.path, nics, parts.emulator
+            )
+            machine = await process.launch(spec, vm.timeline)
+            vm.timeline.add("qemu exec", machine.started_ns, machine.started_ns)
+        except BaseException:
+            await parts.wiring.disconnect(vm.info)
+            await parts.wiring.close_taps(nics)
+            raise
+        # QEMU has its own copies of the descriptors: the taps live as long as it does.
+        for nic in nics:
+            asyncio.get_running_loop().run_in_executor(None, nic.tap.close)
+        if vm.info.cpu_priority:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, machine.pid, vm.info.cpu_priority)
+        return machine
+
+    async def find(self, vm: Vm) -> Machine | None:
+        """The machine an earlier run of the agent left, with its leases entered again."""
+        machine = await process.find(vm.directory.path, vm.ip)
+        if machine is not None:
+            await self.parts.wiring.resume(vm.info, lease=vm.agent.lease)
+        return machine
+
+    async def ended(self, vm: Vm, reason: ExitReason) -> None:
+        """The machine is gone: shut its addresses out, unless it is to be launched again."""
+        rebooting = reason is ExitReason.REBOOT and vm.state in (State.RUNNING, State.DEBUGGING)
+        await self.parts.wiring.disconnect(vm.info, keep_lease=rebooting)
+
+    async def disconnect(self, vm: Vm) -> None:
+        """Undo `connect`; what a launch has taken over is left alone."""
+        nics = self._nics.pop(vm.ip, [])
+        await self.parts.wiring.disconnect(vm.info)
+        await self.parts.wiring.close_taps(nics)
+
+    async def delete(self, vm: Vm) -> None:
+        """Everything on disk, then the addresses: in this order a crash loses nothing.
+
+        Of a VM that is still being created only the network goes: the rest is its undo's.
+        """
+        await self.disconnect(vm)
+        if vm.in_creation:
+            return
+        directories = [Path(v.directory_to_cleanup) for v in vm.record.volume_locations]
+        await asyncio.to_thread(self.delete_files, vm.ip, directories)
+        self.parts.wiring.tracers.end(vm.ip)
+        await self.parts.ledger.release(vm.ip)
+        self.vms.pop(vm.ip, None)
+        self._tasks.pop(vm.ip, None)
+
+    def delete_files(self, ip: str, directories: Iterable[Path] = ()) -> None:
+        """Remove what a VM has on disk. Blocks. Raises OSError."""
+        for directory in {*directories, *(d / ip for d in self.parts.ledger.directories)}:
+            if directory.name == ip:  # a record that names anything else does not get it removed
+                remove_tree(directory)
+        self.parts.store.vm(ip).remove()
+
+    def changed(self, vm: Vm) -> None:
+        """Tell those who want to know."""
+        for listener in self.on_change:
+            listener(vm)
+
+    async def make_room(self, sizes: Sequence[int]) -> None:
+        """Remove bricks that no VM needs, least used first, until ``sizes`` can be placed."""
+        used = [vm.agent.root.backing for vm in self.vms.values()]
+        unused = await asyncio.to_thread(self.parts.roots.unused_bricks, used)
+        for directory, bricks in unused.items():
+            for brick in bricks:
+                if self.parts.ledger.usable(directory) > sum(sizes):
+                    return
+                _log.info("removing the unused brick %s for its space", brick.path)
+                await asyncio.to_thread(self.parts.roots.remove_brick, directory, brick)
+
+    async def _restore_brick(self, vm: Vm) -> None:
+        """Make the brick under a layer again if it was lost, byte for byte."""
+        backing = vm.agent.root.backing
+        if not backing or await asyncio.to_thread(Path(backing).exists):
+            return
+        _log.warning("%s: the brick %s is gone: making it again", vm.ip, backing)
+        image = await self.parts.images.find(vm.info.image_name)
+        wanted = RootWanted(
+            image,
+            vm.info.volumes[0].size,
+            Path(vm.record.volume_locations[0].filename),
+            label_of(vm.ip),
+            vm.info.firmware_type,
+            (),
+            {},
+        )
+        brick = await self.parts.roots.unpack(wanted, None, Timeline())
+        if str(brick.path.absolute()) != backing:
+            raise RecordError(
+                action="use",
+                path=vm.record.volume_locations[0].filename,
+                detail=f"the brick under it, {backing}, cannot be made again from its image",
+            )
+
+    # Start and end.
+
+    async def load(self) -> None:
+        """Read every VM's record and repair what a crash left; creates must be undone before.
+
+        VMs whose record cannot be read are left alone: their files stay, their address too.
+        """
+        parts = self.parts
+        directories = await asyncio.to_thread(lambda: list(parts.store.list()))
+        unreadable: set[str] = set()
+        for directory in directories:
+            try:
+                vm = await asyncio.to_thread(self._load_one, directory)
+            except RecordError as error:
+                _log.error("%s: it is left alone", error)
+                unreadable.add(directory.ip)
+                continue
+            if vm is not None:
+                parts.ledger.adopt(vm.record)
+                self.add(vm)
+        await parts.ledger.reconcile(unreadable)
+        await asyncio.to_thread(self._warn_of_strays, {*self.vms, *unreadable})
+        await parts.wiring.install(vm.info for vm in self.vms.values() if is_up(vm.state))
+        await parts.wiring.remove_leftovers(self.vms)
+
+    async def resume(self) -> None:
+        """Find every VM that its record says should run; returns when all were looked for.
+
+        Those that were not found are being launched then.
+        """
+        vms = list(self.vms.values())
+        await asyncio.gather(*(vm.find() for vm in vms))
+        for vm in vms:
+            if not vm.gone and not vm.directory.is_acknowledged:
+                vm.expire_after(self.acknowledge_seconds)
+
+    async def close(self) -> None:
+        """Let go of every VM; the machines run on."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.parts.wiring.close()
+        await self.parts.images.close()
+        await self.parts.roots.close()
+        self.parts.cache.close()
+        self.parts.store.close()
+
+    def _load_one(self, directory: VmDirectory) -> Vm | None:
+        try:
+            record: LocalVmInfo = directory.read()
+        except FileNotFoundError:
+            with suppress(OSError):
+                directory.path.rmdir()
+                return None
+            raise RecordError(
+                action="find", path=directory.path / INFO, detail="the directory is not empty"
+            ) from None
+        if record.vm_info.address.ip_address != directory.ip:
+            raise RecordError(
+                action="use",
+                path=directory.path / INFO,
+                detail=f"it is of {record.vm_info.address.ip_address or 'no address'}",
+            )
+        return Vm(record, directory, self, directory.read_agent())
+
+    def _warn_of_strays(self, known: set[str]) -> None:
+        """Volumes of no VM are told of, not removed: the VMs may belong to another state
+        directory."""
+        for directory in self.parts.ledger.directories:
+            for path in directory.iterdir():
+                try:
+                    IPv4Address(path.name)
+                except AddressValueError:
+                    continue
+                if path.name not in known:
+                    _log.warning("%s belongs to no VM of this agent", path)

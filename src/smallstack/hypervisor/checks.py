@@ -1,0 +1,101 @@
+"""What a create may ask for, checked before anything is reserved. The texts are upstream's."""
+
+from smallstack.hypervisor.errors import (
+    NoImageError,
+    NotAuthenticatedError,
+    NotSupportedError,
+    RequestError,
+)
+from smallstack.hypervisor.specs import check_supported
+from smallstack.network.subnets import Caller
+from smallstack.proto.enums import ArchitectureType, VolumeType
+from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.kinds import Word
+
+MAX_USER_DATA = 256 << 20
+"""Bytes of user data."""
+MAX_TEXT = 4096
+"""Characters of a host name or of kernel options."""
+
+
+def check_create(request: CreateVmRequest, caller: Caller, *, anonymous: bool = False) -> None:
+    """``anonymous``: a caller needs no name.
+
+    Raises NotAuthenticatedError, RequestError, NotSupportedError or NoImageError."""
+    info = request.vm_info
+    if not caller.username and not anonymous:
+        raise NotAuthenticatedError
+    check_hostname(info.hostname)
+    words: list[Word] = [volume.interface for volume in info.volumes]
+    words += [info.architecture_type, info.console_type, info.firmware_type]
+    words += [info.machine_type, info.watchdog_action, info.watchdog_model]
+    for word in words:
+        if not word.is_known:
+            raise RequestError(detail=f"{word.text} {int(word)}: use a value that exists")
+    if info.cpu_priority < 0 and not caller.have_method_access:
+        raise RequestError(detail=f"insufficient privilege to set CpuPriority={info.cpu_priority}")
+    if info.memory_in_mib < 1:
+        raise RequestError(detail="no memory specified")
+    if info.milli_cpus < 1:
+        raise RequestError(detail="no CPUs specified")
+    if 0 < info.virtual_cpus < info.milli_cpus // 1000:
+        raise RequestError(detail=f"VirtualCPUs must be at least {info.milli_cpus // 1000}")
+    if info.virtualiser_image_name and not caller.have_method_access:
+        raise RequestError(detail="custom virtualiser not permitted")
+    if len(info.extra_kernel_options) > MAX_TEXT or not info.extra_kernel_options.isprintable():
+        raise RequestError(detail="ExtraKernelOptions must be one line of printable characters")
+    if request.user_data_size > MAX_USER_DATA:
+        raise RequestError(
+            detail=f"{request.user_data_size} bytes of user data: at most {MAX_USER_DATA}"
+        )
+    _check_built(request)
+
+
+def check_hostname(hostname: str) -> None:
+    """Letters, digits, ``-`` and ``.``. Raises RequestError."""
+    if len(hostname) > MAX_TEXT:
+        raise RequestError(detail="the hostname is too long")
+    for char in hostname:
+        if not (char.isalpha() or char.isnumeric() or char in "-."):
+            raise RequestError(detail=f"hostname: {hostname} contains invalid character: {char!r}")
+
+
+def announced_bytes(request: CreateVmRequest) -> int:
+    """Bytes that come behind a request."""
+    total = request.image_data_size + request.user_data_size
+    if request.secondary_volumes_data:
+        total += sum(volume.size for volume in request.secondary_volumes)
+    return total
+
+
+def _check_built(request: CreateVmRequest) -> None:
+    """Refuse what this version does not do, and say what it does."""
+    info = request.vm_info
+    if not info.image_name:
+        if request.image_data_size or info.image_url or request.minimum_free_bytes:
+            if request.image_data_size:
+                asked = "a root volume sent with the request"
+            else:
+                asked = "an image by URL" if info.image_url else "an empty root volume"
+            raise NotSupportedError(asked=asked, instead="name an image of the image server")
+        raise NoImageError
+    if not request.skip_bootloader:
+        raise NotSupportedError(
+            asked="booting through a boot loader",
+            instead="set SkipBootloader: the image's kernel is then booted directly",
+        )
+    if request.secondary_volumes:
+        raise NotSupportedError(asked="a secondary volume", instead="ask for the root volume alone")
+    if any(volume.type is not VolumeType.PERSISTENT for volume in info.volumes):
+        raise NotSupportedError(asked="a volume in memory", instead="use a persistent one")
+    if info.architecture_type not in (ArchitectureType.AUTO, ArchitectureType.AMD64):
+        raise NotSupportedError(
+            asked=f"architecture {info.architecture_type.text}", instead="use auto or amd64"
+        )
+    if info.virtualiser_image_name:
+        raise NotSupportedError(asked="a custom virtualiser", instead="use this machine's QEMU")
+    if request.identity_certificate or request.identity_key:
+        raise NotSupportedError(asked="an identity for a VM", instead="leave it out")
+    if request.enable_netboot:
+        raise NotSupportedError(asked="booting from the network", instead="name an image")
+    check_supported(info)

@@ -1,0 +1,290 @@
+"""The daemon: settings into parts, repairs, then one port for everything until it is told to end.
+
+``kill -9`` is an ordinary end: the next start puts right what was cut short (see `agent`). After
+SIGTERM running calls have some seconds; VMs run on in either case.
+"""
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import pwd
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Literal, cast
+
+from smallstack.daemon.listener import Listener
+from smallstack.daemon.pages import Pages
+from smallstack.daemon.rpc_metrics import RpcMetrics
+from smallstack.daemon.run import Runtime
+from smallstack.hypervisor.agent import Agent, Parts
+from smallstack.hypervisor.create import recover_all
+from smallstack.hypervisor.errors import HypervisorError
+from smallstack.hypervisor.host import GIB, LocalHost
+from smallstack.hypervisor.images import Images
+from smallstack.hypervisor.ledger import Ledger
+from smallstack.hypervisor.pages import add_metrics, add_pages
+from smallstack.hypervisor.roots import Roots
+from smallstack.hypervisor.service import Service
+from smallstack.hypervisor.specs import Emulator, host_processors
+from smallstack.hypervisor.store import Store
+from smallstack.hypervisor.wiring import Wiring
+from smallstack.identity.credentials import ClientCredentials, Pair, ServerCredentials
+from smallstack.machine.accelerator import probe
+from smallstack.network.book import AddressBook
+from smallstack.objects.cache import ObjectCache
+from smallstack.settings import Setting, Values, boolean, choice, integer, path, size, text, words
+from smallstack.srpc.server import Server
+from smallstack.steps import PointHook
+from smallstack.telemetry.errors import describe
+
+_log = logging.getLogger("smallstack.hypervisor")
+DEFAULT_CACHE = 10 * GIB
+CACHE_SHARE = 8
+"""Unless told otherwise the object cache may have this fraction of its file system, at most."""
+
+STATE_DIR = Setting("state_dir", path, Path("/var/lib/hypervisor"), "where VMs' records lie")
+VOLUME_DIRECTORIES: Setting[tuple[str, ...]] = Setting(
+    "volume_directories", words, (), "where VMs' volumes lie; default: below the state directory"
+)
+IMAGE_SERVER = Setting("image_server", text, "localhost:6971", "host:port of the image server")
+PORT = Setting("port", integer, 6976, "TCP port for RPC and pages")
+LISTEN = Setting("listen", text, "", "address to listen on; default: all")
+BRIDGES: Setting[tuple[str, ...]] = Setting(
+    "bridge", words, (), "bridges for VMs; default: all bridges of this machine"
+)
+BRIDGE_ADDRESS = Setting(
+    "bridge_address", text, "", "address/prefix for the first bridge, which is made if missing"
+)
+OBJECT_CACHE_SIZE = Setting(
+    "object_cache_size", size, 0, "bytes; default: 10G, or an eighth of the file system if less"
+)
+ACCELERATOR = Setting("accelerator", choice("auto", "kvm", "tcg"), "auto", "how guests run")
+QEMU = Setting("qemu", text, "qemu-system-x86_64", "the emulator's program")
+QEMU_USER = Setting("qemu_user", text, "nobody", "the user that QEMU runs as")
+CA_FILE = Setting("ca_file", path, Path("/etc/ssl/CA.pem"), "authority of clients' certificates")
+IDENTITY_CA_FILE = Setting(
+    "identity_ca_file", text, "", "authority that vouches for names and groups, not for methods"
+)
+CERT_FILE = Setting("cert_file", path, Path("/etc/ssl/hypervisor/cert.pem"), "own certificate")
+KEY_FILE = Setting("key_file", path, Path("/etc/ssl/hypervisor/key.pem"), "its key")
+INSECURE = Setting("insecure", boolean, False, "no TLS, every right for everybody")
+OPEN_PAGES = Setting("open_pages", boolean, False, "pages without a client certificate")
+UNAUTHENTICATED_READS = Setting(
+    "allow_unauthenticated_reads", boolean, False, "lists of VMs for everybody"
+)
+LOG_LEVEL = Setting("log_level", text, "info", "debug, info, warning or error")
+
+SETTINGS: list[Setting[object]] = [
+    cast("Setting[object]", setting)
+    for setting in (
+        STATE_DIR,
+        VOLUME_DIRECTORIES,
+        IMAGE_SERVER,
+        PORT,
+        LISTEN,
+        BRIDGES,
+        BRIDGE_ADDRESS,
+        OBJECT_CACHE_SIZE,
+        ACCELERATOR,
+        QEMU,
+        QEMU_USER,
+        CA_FILE,
+        IDENTITY_CA_FILE,
+        CERT_FILE,
+        KEY_FILE,
+        INSECURE,
+        OPEN_PAGES,
+        UNAUTHENTICATED_READS,
+        LOG_LEVEL,
+    )
+]
+
+
+class NotRootError(HypervisorError):
+    """the hypervisor needs root: it makes taps, bridges and namespaces, and starts QEMU as
+    another user"""
+
+
+class NoUserError(HypervisorError):
+    """there is no user {name!r} for QEMU: make it, or name another one by --qemu-user"""
+
+
+class RootUserError(HypervisorError):
+    """QEMU may not run as {name!r}, who is root: name another user by --qemu-user"""
+
+
+class PortError(HypervisorError):
+    """cannot listen on port {port}: {detail}"""
+
+
+class StateBusyError(HypervisorError):
+    """the state directory {path} is in use by another hypervisor: stop that one first"""
+
+
+async def serve(values: Values, runtime: Runtime, on_point: PointHook | None = None) -> None:
+    """Run the agent until it is told to stop. Raises SmallStackError for what keeps it from it.
+
+    ``on_point`` hears of every step of every create; tests end the process there.
+    """
+    if os.geteuid() != 0:
+        raise NotRootError
+    credentials = None if values[INSECURE] else _server_credentials(values)
+    async with AsyncExitStack() as stack:
+        store = Store(values[STATE_DIR])
+        await asyncio.to_thread(store.prepare)
+        stack.enter_context(_lock(store))
+        server = Server(
+            credentials,
+            insecure=values[INSECURE],
+            allow_unauthenticated_reads=values[UNAUTHENTICATED_READS],
+            observer=RpcMetrics(runtime.metrics),
+        )
+        runtime.on_reload(lambda: _reload(server, values))
+        pages = Pages(runtime.metrics, open_pages=values[OPEN_PAGES], server=server)
+        agent = await _open_agent(values, store)
+        stack.push_async_callback(agent.close)
+        await recover_all(agent)
+        await agent.load()
+        await agent.resume()
+        server.register("Hypervisor", Service(agent, on_point).handlers())
+        add_pages(pages, agent)
+        add_metrics(runtime.metrics, agent)
+        await pages.start()
+        stack.push_async_callback(pages.stop)
+        listener = Listener(server, pages.factory)
+        stack.push_async_callback(listener.close)
+        await listener.add(_listening(values[LISTEN], values[PORT]))
+        for sock in agent.parts.wiring.control_sockets:
+            await listener.add(sock)
+        _log.info(
+            "serving on port %d; accelerator %s: %s",
+            values[PORT],
+            agent.parts.emulator.verdict.accelerator,
+            agent.parts.emulator.verdict.reason,
+        )
+        runtime.ready()
+        await runtime.stopped()
+
+
+async def _open_agent(values: Values, store: Store) -> Agent:
+    """Every part, opened; when one cannot be, those before it are closed."""
+    emulator = await _emulator(values)
+    book = await asyncio.to_thread(AddressBook.load, store.directory)
+    directories = [Path(d) for d in values[VOLUME_DIRECTORIES]] or [store.directory / "volumes"]
+    host = LocalHost()
+    for directory in directories:
+        await asyncio.to_thread(_make, directory)
+    quota = values[OBJECT_CACHE_SIZE] or min(
+        DEFAULT_CACHE, host.space(store.objects).size // CACHE_SHARE
+    )
+    async with AsyncExitStack() as stack:
+        cache = await asyncio.to_thread(ObjectCache, store.objects, quota)
+        stack.callback(cache.close)
+        await cache.sweep()
+        ledger = Ledger(
+            host,
+            book,
+            directories,
+            cache_directory=store.objects,
+            cache_unused=lambda: max(0, quota - cache.used_bytes),
+        )
+        images = Images(values[IMAGE_SERVER], _client_credentials(values), cache)
+        roots = await asyncio.to_thread(Roots, directories, cache, images)
+        vms: list[Agent] = []
+        wiring = await Wiring.open(
+            book,
+            values[BRIDGES],
+            values[BRIDGE_ADDRESS] or None,
+            lambda ip: vms[0].vms.get(ip) if vms else None,
+            values[PORT],
+        )
+        agent = Agent(
+            Parts(store, ledger, book, cache, images, roots, wiring, emulator),
+            anonymous_creates=values[INSECURE],
+        )
+        vms.append(agent)
+        stack.pop_all()
+    return agent
+
+
+async def _emulator(values: Values) -> Emulator:
+    setting = cast("Literal['auto', 'kvm', 'tcg']", values[ACCELERATOR])
+    verdict = await probe(setting, values[STATE_DIR])
+    try:
+        user = pwd.getpwnam(values[QEMU_USER])
+    except KeyError:
+        raise NoUserError(name=values[QEMU_USER]) from None
+    if user.pw_uid == 0 or user.pw_gid == 0:
+        raise RootUserError(name=values[QEMU_USER])
+    if shutil.which(values[QEMU]) is None:
+        _log.warning("%s is not installed: no VM can be started", values[QEMU])
+    return Emulator(values[QEMU], verdict, user.pw_uid, user.pw_gid, host_processors())
+
+
+def _server_credentials(values: Values) -> ServerCredentials:
+    pair = Pair(values[CERT_FILE], values[KEY_FILE])
+    identity = Path(values[IDENTITY_CA_FILE]) if values[IDENTITY_CA_FILE] else None
+    return ServerCredentials(pair, values[CA_FILE], identity)
+
+
+def _reload(server: Server, values: Values) -> None:
+    """New certificates for connections from now on."""
+    if not values[INSECURE]:
+        server.credentials = _server_credentials(values)
+
+
+def _client_credentials(values: Values) -> ClientCredentials | None:
+    """What the agent shows to the image server: its own certificate."""
+    if values[INSECURE]:
+        return None
+    return ClientCredentials(Pair(values[CERT_FILE], values[KEY_FILE]))
+
+
+@contextmanager
+def _lock(store: Store) -> Iterator[None]:
+    """Keep a second agent off the state directory. Raises StateBusyError."""
+    fd = os.open(store.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StateBusyError(path=store.directory) from None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HypervisorError(
+            detail=f"cannot use the volume directory {directory}: {describe(error)}"
+        ) from error
+
+
+def _listening(address: str, port: int) -> socket.socket:
+    """A bound socket, for IPv4 and IPv6 unless an address says otherwise. Raises PortError."""
+    family = socket.AF_INET if address and ":" not in address else socket.AF_INET6
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT or address:
+            raise PortError(port=port, detail=describe(error)) from error
+        family = socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((address, port))
+    except OSError as error:
+        sock.close()
+        raise PortError(port=port, detail=describe(error)) from error
+    return sock

@@ -1,0 +1,63 @@
+"""The bytes that a client announced to send behind its request, and sends."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Final
+
+from smallstack.srpc.connection import Connection
+from smallstack.srpc.errors import ConnectionClosedError, PeerStalledError
+
+CHUNK: Final = 256 * 1024
+STALL_SECONDS: Final = 60.0
+"""How long a client may send nothing of what it announced."""
+
+
+class Upload:
+    """``left`` bytes of a connection's stream."""
+
+    def __init__(self, conn: Connection, size: int) -> None:
+        self.left = size
+        self._conn = conn
+
+    async def skip(self, count: int) -> None:
+        """Throw the next ``count`` bytes away. Raises ConnectionClosedError, PeerStalledError."""
+        while count:
+            count -= len(await self._some(count))
+
+    async def drain(self) -> None:
+        """`skip` what is left, so that a refusal is read by a client that first sends all."""
+        await self.skip(self.left)
+
+    async def store(self, count: int, path: Path) -> None:
+        """Write the next ``count`` bytes to a file, 0600, new or emptied, not synced.
+
+        Raises OSError, ConnectionClosedError, PeerStalledError.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = await asyncio.to_thread(os.open, path, flags, 0o600)
+        try:
+            while count:
+                data = await self._some(count)
+                await asyncio.to_thread(_write, fd, data)
+                count -= len(data)
+        finally:
+            os.close(fd)
+
+    async def _some(self, limit: int) -> bytes:
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                data = await self._conn.read_some(min(limit, CHUNK))
+        except TimeoutError:
+            raise PeerStalledError(peer=self._conn.peer_name, seconds=STALL_SECONDS) from None
+        if not data:
+            detail = f"{self.left} of the bytes it announced are missing"
+            raise ConnectionClosedError(peer=self._conn.peer_name, detail=detail)
+        self.left -= len(data)
+        return data
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -181,7 +181,19 @@ def message_length(data):
 
 # ---- the types a peer defined ------------------------------------------------------------------
 
-cdef uint32_t _nodes_kept = 0
+cdef uint64_t _kept = 0
+cdef uint64_t _KEEP = 16 << 20
+
+
+cdef int _keep_more(uint64_t weight) except -1:
+    """Counts what is kept for later streams, roughly in bytes, and lets go of all when it is much."""
+    global _kept, _ROOT
+    _kept += weight
+    if _kept > _KEEP:
+        _ROOT = _Types.__new__(_Types)
+        _kept = 0
+    return 0
+
 
 
 cdef class _Types:
@@ -210,7 +222,6 @@ cdef class _Types:
         cdef gob_field *room
         cdef uint32_t count
         cdef int64_t id = 0
-        global _nodes_kept, _ROOT
         if node is not None:
             if node.count > <uint32_t>limits.types or \
                     node.total_fields > <uint32_t>limits.type_fields:
@@ -241,12 +252,8 @@ cdef class _Types:
         node.type.fields = node.fields
         node.count = self.count + 1
         node.total_fields = self.total_fields + count
-        if len(body) <= 8192:
-            if _nodes_kept >= 4096:
-                _ROOT = _Types.__new__(_Types)
-                _nodes_kept = 0
-            self.children[body] = node
-            _nodes_kept += 1
+        self.children[body] = node
+        _keep_more(500 + 2 * len(body))
         return node
 
     cdef _Table table(self):
@@ -256,6 +263,7 @@ cdef class _Types:
             table = _Table.__new__(_Table)
             table.fill(self)
             self.made = table
+            _keep_more(1000 + 200 * <uint64_t>self.count + 150 * <uint64_t>self.total_fields)
         return self.made
 
 
@@ -392,7 +400,10 @@ cdef class _Table:
                 (<_SkipReader>below).type = type.fields[f].type
                 made.names.append(None)
             else:
-                below = self.reader(field.node, type.fields[f].type)
+                try:
+                    below = self.reader(field.node, type.fields[f].type)
+                except GobError as error:
+                    raise GobError(what=f"{node.name}.{field.wire_name}: {error.what}") from None
                 made.names.append(field.attribute)
             made.readers.append(below)
         return made

@@ -176,6 +176,7 @@ async def _open_agent(values: Values, store: Store) -> Agent:
     emulator = await _emulator(values)
     book = await asyncio.to_thread(AddressBook.load, store.directory)
     directories = [Path(d) for d in values[VOLUME_DIRECTORIES]] or [store.directory / "volumes"]
+    bridges = values[BRIDGES]
     host = LocalHost()
     for directory in directories:
         await asyncio.to_thread(_make, directory)
@@ -198,7 +199,7 @@ async def _open_agent(values: Values, store: Store) -> Agent:
         vms: list[Agent] = []
         wiring = await Wiring.open(
             book,
-            values[BRIDGES],
+            bridges,
             values[BRIDGE_ADDRESS] or None,
             lambda ip: vms[0].vms.get(ip) if vms else None,
             values[PORT],

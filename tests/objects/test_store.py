@@ -147,9 +147,13 @@ def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_before_commit_is_told_before_the_store_looks(tmp_path: Path) -> None:
     told: list[tuple[Hash, int | None]] = []
-    store = ObjectStore(tmp_path, before_commit=lambda h: told.append((h, store.size(h))))
-    hash_ = store.put(SMALL)
-    store.put(SMALL)
+    store = ObjectStore(tmp_path)
+    for _ in range(2):
+        with store.incoming(
+            len(SMALL), before_commit=lambda h: told.append((h, store.size(h)))
+        ) as incoming:
+            incoming.write(SMALL)
+            hash_ = incoming.finish().hash
     assert told == [(hash_, None), (hash_, len(SMALL))]
 
 

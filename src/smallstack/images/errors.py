@@ -33,3 +33,7 @@ class ImageNameError(SmallStackError):
 
 class CatalogueError(SmallStackError):
     """cannot use the images in {directory}: {detail}"""
+
+
+class RefusedError(SmallStackError):
+    """{text}"""

@@ -16,7 +16,7 @@ two, on its way in or out, is claimed in ``_moving``.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -41,6 +41,9 @@ STALL_SECONDS: Final = 60.0
 """How long a peer may send nothing in the middle of a transfer."""
 BATCH: Final = 1 << 20
 """Bytes handed to a thread at a time; twice this and one object of 1 MiB is what a fetch holds."""
+
+REQUEST: Final = 50_000
+"""Objects asked for at a time: some 6 MB of digests."""
 
 
 class Ensured(NamedTuple):
@@ -214,7 +217,9 @@ class ObjectCache:
             return
         with self._reserve(rest) as arrived:
             await self._evict(self._used_bytes + self._reserved_bytes - self.quota_bytes)
-            await self._fetch(rest, source, arrived, done)
+            order = list(rest.items())
+            for start in range(0, len(order), REQUEST):
+                await self._fetch(order[start : start + REQUEST], source, arrived, done)
 
     def _verify_found(self, wanted: Mapping[bytes, int]) -> tuple[list[bytes], list[Stored]]:
         found, verified = [], []
@@ -234,7 +239,7 @@ class ObjectCache:
 
     async def _fetch(
         self,
-        wanted: Mapping[bytes, int],
+        order: Sequence[tuple[bytes, int]],
         source: ObjectSource,
         arrived: Callable[[Stored], None],
         done: list[Stored],
@@ -246,7 +251,6 @@ class ObjectCache:
                 self._remember(one.hash, Known(one.size, one.blake3), now)
             done.extend(stored)
 
-        order = list(wanted.items())
         try:
             async with source.open_objects([hash_ for hash_, _ in order]) as stream:
                 if len(stream.sizes) != len(order):
@@ -261,7 +265,9 @@ class ObjectCache:
                         )
                 intake = Intake(self._store, self._index, order, source.name)
                 try:
-                    await self._pump(stream, sum(wanted.values()), intake, publish, source.name)
+                    await self._pump(
+                        stream, sum(size for _, size in order), intake, publish, source.name
+                    )
                 finally:
                     intake.abort()
         except OSError as error:

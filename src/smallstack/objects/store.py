@@ -56,21 +56,13 @@ class Stored(NamedTuple):
 class ObjectStore:
     """Objects by SHA-512 below ``directory``, which is made if it is missing.
 
-    ``before_commit`` is called with each digest before the store looks whether it has the object
-    already: whoever deletes objects keeps those it was told of. Raises StoreBusyError when
-    another process has the store open.
+    Raises StoreBusyError when another process has the store open, StoreError.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        with_blake3: bool = False,
-        before_commit: Callable[[Hash], None] | None = None,
-    ) -> None:
+    def __init__(self, directory: Path, *, with_blake3: bool = False) -> None:
+        """``with_blake3``: what comes in gets its BLAKE3 worked out as well."""
         self.directory = directory
         self.with_blake3 = with_blake3
-        self.before_commit = before_commit
         self._root = os.fspath(directory)
         self._incoming = directory / INCOMING
         self._numbers = itertools.count()
@@ -123,10 +115,18 @@ class ObjectStore:
             return incoming.finish().hash
 
     def incoming(
-        self, size: int | None, expected: bytes | None = None, server: str = "the sender"
+        self,
+        size: int | None,
+        expected: bytes | None = None,
+        server: str = "the sender",
+        before_commit: Callable[[Hash], None] | None = None,
     ) -> "Incoming":
-        """A new object to write to; ``server`` is named in errors."""
-        return Incoming(self, size, expected, server)
+        """A new object to write to; ``server`` is named in errors.
+
+        ``before_commit`` is called with its digest before the store looks whether it has the
+        object already: whoever deletes objects then knows to leave this one alone.
+        """
+        return Incoming(self, size, expected, server, before_commit)
 
     def delete(self, hash_: bytes) -> int:
         """Remove an object; the bytes it had, 0 when there was none."""
@@ -216,6 +216,7 @@ class Incoming:
         size: int | None,
         expected: bytes | None = None,
         server: str = "the sender",
+        before_commit: Callable[[Hash], None] | None = None,
     ) -> None:
         """``size`` in bytes when it is known beforehand; ``expected`` is the digest, likewise."""
         self.received = 0
@@ -223,6 +224,7 @@ class Incoming:
         self._size = size
         self._expected = expected
         self._server = server
+        self._before_commit = before_commit
         self._sha512 = hashlib.sha512()
         self._blake3 = blake3() if store.with_blake3 else None
         self._pieces: list[bytes] = []
@@ -275,8 +277,8 @@ class Incoming:
                 hash=self._expected.hex(), server=self._server, found=digest.hex()
             )
         store = self._store
-        if store.before_commit is not None:
-            store.before_commit(digest)
+        if self._before_commit is not None:
+            self._before_commit(digest)
         keyed = self._blake3.digest() if self._blake3 is not None else b""
         name = store._name(digest)
         with store._writing(self.received):

@@ -1,0 +1,199 @@
+"""The image server as a daemon: catalogue and store opened, both services and pages on one port."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final
+
+from smallstack import settings
+from smallstack.daemon.listener import Listener, bind
+from smallstack.daemon.pages import Pages
+from smallstack.daemon.rpc_metrics import RpcMetrics
+from smallstack.daemon.run import Runtime
+from smallstack.identity.credentials import Pair, ServerCredentials
+from smallstack.images.catalogue import ImageCatalogue
+from smallstack.imageserver.objects import ObjectService
+from smallstack.imageserver.pages import StatusPages
+from smallstack.imageserver.references import References, objects_of
+from smallstack.imageserver.service import ImageService, methods
+from smallstack.objects.store import ObjectStore
+from smallstack.settings import Setting, Values
+from smallstack.srpc.server import Server
+from smallstack.telemetry.metrics import Metrics
+
+PORT_NUMBER: Final = 6971
+_log = logging.getLogger("smallstack.imageserver")
+
+STATE_DIR = Setting(
+    "state_dir",
+    settings.path,
+    Path("/var/lib/smallstack/imageserver"),
+    "where images/ and objects/ are kept",
+)
+IMAGE_DIR = Setting(
+    "image_dir", settings.text, "", "the images, if not in the state directory's images/"
+)
+OBJECT_DIR = Setting(
+    "object_dir", settings.text, "", "the objects, if not in the state directory's objects/"
+)
+LISTEN = Setting("listen", settings.text, "", "address to listen on; empty: all of them")
+PORT = Setting("port", settings.integer, PORT_NUMBER, "port for RPC and pages")
+CA_FILE = Setting(
+    "ca_file", settings.path, Path("/etc/ssl/CA.pem"), "authority for users and their rights"
+)
+IDENTITY_CA_FILE = Setting(
+    "identity_ca_file", settings.text, "", "authority for users without rights, if there is one"
+)
+CERT_FILE = Setting(
+    "cert_file", settings.path, Path("/etc/ssl/imageserver/cert.pem"), "this server's certificate"
+)
+KEY_FILE = Setting(
+    "key_file", settings.path, Path("/etc/ssl/imageserver/key.pem"), "its private key"
+)
+INSECURE = Setting(
+    "insecure", settings.boolean, False, "no TLS; everybody may do everything: for tests only"
+)
+OPEN_PAGES = Setting("open_pages", settings.boolean, False, "show the pages to everybody")
+ALLOW_UNAUTHENTICATED_READS = Setting(
+    "allow_unauthenticated_reads", settings.boolean, False, "anybody may read images and objects"
+)
+ALLOW_PUBLIC_ADD_OBJECTS = Setting(
+    "allow_public_add_objects", settings.boolean, False, "any user may add objects"
+)
+ALLOW_PUBLIC_CHECK_OBJECTS = Setting(
+    "allow_public_check_objects", settings.boolean, False, "any user may look for objects"
+)
+ALLOW_PUBLIC_GET_OBJECTS = Setting(
+    "allow_public_get_objects", settings.boolean, False, "any user may read objects"
+)
+
+SETTINGS: Final = (
+    STATE_DIR,
+    IMAGE_DIR,
+    OBJECT_DIR,
+    LISTEN,
+    PORT,
+    CA_FILE,
+    IDENTITY_CA_FILE,
+    CERT_FILE,
+    KEY_FILE,
+    INSECURE,
+    OPEN_PAGES,
+    ALLOW_UNAUTHENTICATED_READS,
+    ALLOW_PUBLIC_ADD_OBJECTS,
+    ALLOW_PUBLIC_CHECK_OBJECTS,
+    ALLOW_PUBLIC_GET_OBJECTS,
+)
+_PUBLIC: Final = (
+    (ALLOW_PUBLIC_ADD_OBJECTS, "ObjectServer.AddObjects"),
+    (ALLOW_PUBLIC_CHECK_OBJECTS, "ObjectServer.CheckObjects"),
+    (ALLOW_PUBLIC_GET_OBJECTS, "ObjectServer.GetObjects"),
+)
+
+
+class ImageServer:
+    """Both services over one catalogue and one store."""
+
+    def __init__(self, image_dir: Path, object_dir: Path) -> None:
+        """Raises StoreError, StoreBusyError."""
+        self.store = ObjectStore(object_dir)
+        self.references = References(self.store)
+        self.catalogue = ImageCatalogue(image_dir)
+        self.images = ImageService(self.catalogue, self.store, self.references)
+        self.objects = ObjectService(self.store, self.references)
+
+    def load(self) -> None:
+        """Read the catalogue, in a thread; raises CatalogueError."""
+        self.catalogue.load(lambda _, image: self.references.add(objects_of(image)))
+
+    def register(self, server: Server, public: frozenset[str] = frozenset()) -> None:
+        """Serve both; ``public`` are further methods that any user may call."""
+        table = methods(public)
+        server.register("ImageServer", self.images.handlers(), table)
+        server.register("ObjectServer", self.objects.handlers(), table)
+
+    def observe(self, metrics: Metrics) -> None:
+        """Show what there is among the daemon's metrics."""
+        metrics.gauge("images", "Images.", read=lambda: len(self.catalogue.names()))
+        metrics.gauge(
+            "image_objects", "Objects that images refer to.", read=lambda: len(self.references)
+        )
+        metrics.gauge(
+            "object_transfers",
+            "GetObjects calls in progress.",
+            read=lambda: self.objects.slots_used,
+        )
+        metrics.gauge(
+            "objects_sent_bytes",
+            "Bytes of objects sent since the start.",
+            read=lambda: self.objects.bytes_sent,
+        )
+        metrics.gauge(
+            "objects_received_bytes",
+            "Bytes of objects received since the start.",
+            read=lambda: self.objects.bytes_received,
+        )
+
+    async def close(self) -> None:
+        """After the last call."""
+        await self.images.close()
+        self.store.close()
+
+
+async def serve(runtime: Runtime, values: Values) -> None:
+    """Run the daemon until it is told to stop; raises SmallStackError if it cannot."""
+    state = values[STATE_DIR]
+    images = Path(values[IMAGE_DIR] or state / "images")
+    server = ImageServer(images, Path(values[OBJECT_DIR] or state / "objects"))
+    try:
+        await asyncio.to_thread(server.load)
+        rpc = Server(
+            None if values[INSECURE] else _credentials(values),
+            insecure=values[INSECURE],
+            allow_unauthenticated_reads=values[ALLOW_UNAUTHENTICATED_READS],
+            observer=RpcMetrics(runtime.metrics),
+        )
+        server.register(rpc, frozenset(name for setting, name in _PUBLIC if values[setting]))
+        server.observe(runtime.metrics)
+        status = StatusPages(server.catalogue, server.objects, server.references, values[INSECURE])
+        pages = Pages(
+            runtime.metrics,
+            open_pages=values[OPEN_PAGES],
+            healthy=status.healthy,
+            server=rpc,
+        )
+        status.add_to(pages)
+        await pages.start()
+        listener = Listener(rpc, pages.factory)
+        try:
+            for sock in bind(values[LISTEN], values[PORT]):
+                await listener.add(sock)
+            if not values[INSECURE]:
+                runtime.on_reload(lambda: _reload(rpc, values))
+            server.images.start()
+            _log.info(
+                "serving %d images of %s on %s",
+                len(server.catalogue.names()),
+                images,
+                ", ".join(f"{host}:{port}" for host, port in listener.addresses),
+            )
+            runtime.ready()
+            await runtime.stopped()
+        finally:
+            await listener.close()
+            await pages.stop()
+    finally:
+        await server.close()
+
+
+def _credentials(values: Values) -> ServerCredentials:
+    identity = values[IDENTITY_CA_FILE]
+    return ServerCredentials(
+        Pair(values[CERT_FILE], values[KEY_FILE]),
+        values[CA_FILE],
+        Path(identity) if identity else None,
+    )
+
+
+def _reload(server: Server, values: Values) -> None:
+    server.credentials = _credentials(values)

@@ -18,7 +18,7 @@ import asyncio
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 from smallstack.machine.errors import ConsoleBusyError, ConsoleClosedError
 
@@ -234,8 +234,7 @@ class Console(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's own call."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         """asyncio's own call."""

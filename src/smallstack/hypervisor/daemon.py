@@ -5,19 +5,17 @@ SIGTERM running calls have some seconds; VMs run on in either case.
 """
 
 import asyncio
-import errno
 import fcntl
 import logging
 import os
 import pwd
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
-from smallstack.daemon.listener import Listener
+from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
 from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.daemon.run import Runtime
@@ -118,10 +116,6 @@ class RootUserError(HypervisorError):
     """QEMU may not run as {name!r}, who is root: name another user by --qemu-user"""
 
 
-class PortError(HypervisorError):
-    """cannot listen on port {port}: {detail}"""
-
-
 class StateBusyError(HypervisorError):
     """the state directory {path} is in use by another hypervisor: stop that one first"""
 
@@ -158,7 +152,8 @@ async def serve(values: Values, runtime: Runtime, on_point: PointHook | None = N
         stack.push_async_callback(pages.stop)
         listener = Listener(server, pages.factory)
         stack.push_async_callback(listener.close)
-        await listener.add(_listening(values[LISTEN], values[PORT]))
+        for sock in bind(values[LISTEN], values[PORT]):
+            await listener.add(sock)
         for sock in agent.parts.wiring.control_sockets:
             await listener.add(sock)
         _log.info(
@@ -268,24 +263,3 @@ def _make(directory: Path) -> None:
         raise HypervisorError(
             detail=f"cannot use the volume directory {directory}: {describe(error)}"
         ) from error
-
-
-def _listening(address: str, port: int) -> socket.socket:
-    """A bound socket, for IPv4 and IPv6 unless an address says otherwise. Raises PortError."""
-    family = socket.AF_INET if address and ":" not in address else socket.AF_INET6
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.EAFNOSUPPORT or address:
-            raise PortError(port=port, detail=describe(error)) from error
-        family = socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind((address, port))
-    except OSError as error:
-        sock.close()
-        raise PortError(port=port, detail=describe(error)) from error
-    return sock

@@ -1,5 +1,7 @@
 """What the RPC server reports of itself, as Prometheus metrics."""
 
+from prometheus_client import Gauge, Histogram
+
 from smallstack.telemetry.metrics import Metrics
 
 
@@ -21,6 +23,9 @@ class RpcMetrics:
             "Duration of calls, by whether they went well, told an error, or failed.",
             ["method", "outcome"],
         )
+        # Looking a label up in prometheus-client costs as much as the rest of a call's framing.
+        self._running_of: dict[str, Gauge] = {}
+        self._seconds_of: dict[tuple[str, str], Histogram] = {}
 
     def connection(self, opened: bool) -> None:
         """A connection was opened or has closed."""
@@ -40,9 +45,16 @@ class RpcMetrics:
 
     def started(self, method: str) -> None:
         """A handler began."""
-        self._running.labels(method).inc()
+        running = self._running_of.get(method)
+        if running is None:
+            running = self._running_of[method] = self._running.labels(method)
+        running.inc()
 
     def finished(self, method: str, seconds: float, outcome: str) -> None:
         """A handler ended."""
-        self._running.labels(method).dec()
-        self._seconds.labels(method, outcome).observe(seconds)
+        self._running_of[method].dec()
+        spread = self._seconds_of.get((method, outcome))
+        if spread is None:
+            spread = self._seconds.labels(method, outcome)
+            self._seconds_of[method, outcome] = spread
+        spread.observe(seconds)

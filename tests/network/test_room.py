@@ -1,13 +1,14 @@
 """The room as the agent uses it: ports come and go, the agent dies and comes back."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,17 +49,15 @@ def port(ip: str) -> Port:
     return Port(mac_for_ip(ip), ip, SUBNET, "it")
 
 
-async def open_network(directory: Path, **settings: object) -> Network:
+async def open_network(directory: Path, running: Sequence[Port] = ()) -> Network:
     book = AddressBook.load(directory)
     if book.subnets.get(SUBNET.id) is None:
         await book.update_subnets(add=[SUBNET])
-    return await Network.open(
-        book,
-        [BRIDGE],
-        lookup=VMS.get,
-        control_port=6976,
-        **settings,  # type: ignore[arg-type]
-    )
+    network = await Network.open(book, [BRIDGE], lookup=VMS.get, control_port=6976)
+    await network.install(running)
+    for one in running:
+        await network.adopt(one)
+    return network
 
 
 @pytest.fixture
@@ -98,7 +97,6 @@ async def test_detach_is_complete_and_repeatable(network: Network) -> None:
     before = snapshot()
     tap = await network.attach(port("198.51.100.5"))
     waiting = network.acknowledged("198.51.100.5")
-    tracer = network.tracers.open("198.51.100.5")
     with pytest.raises(TapBusyError):
         await network.attach(port("198.51.100.5"))
     assert len(network.dhcp.leases) == len(network.guard.state.guests) == 1
@@ -106,7 +104,6 @@ async def test_detach_is_complete_and_repeatable(network: Network) -> None:
     await network.detach("198.51.100.5")
     await network.detach("198.51.100.77")
     assert waiting.cancelled()
-    assert [path async for path in tracer] == []
     await network.close_tap(tap)
     assert settled(lambda: snapshot() == before)
     tap = await network.attach(port("198.51.100.5"))
@@ -146,6 +143,19 @@ async def test_a_guest_of_the_room(network: Network) -> None:
         guest.close()
 
 
+async def test_the_lease_can_be_kept(network: Network) -> None:
+    tap = await network.attach(port("198.51.100.5"))
+    waiting = network.acknowledged("198.51.100.5")
+    await network.detach("198.51.100.5", keep_lease=True)
+    await network.close_tap(tap)
+    assert not waiting.done()
+    tap = await network.attach(port("198.51.100.5"), lease=False)
+    Wire(tap).send(Discover(port("198.51.100.5").mac, options={80: b""}).frame())
+    await waiting
+    await network.close_tap(tap)
+    await network.detach("198.51.100.5")
+
+
 async def adopt(network: Network, guest: Guest) -> None:
     """What `attach` does, but for the tap."""
     service = network.services["br0"]
@@ -173,11 +183,18 @@ async def test_errors(netlink: Netlink, tmp_path: Path) -> None:
             AddressBook.load(tmp_path), [BridgeSpec("nowhere")], lookup=VMS.get, control_port=6976
         )
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
-    network = await Network.open(AddressBook.load(tmp_path), [], lookup=VMS.get, control_port=6976)
-    with pytest.raises(NoUsableBridgeError, match="no usable bridge for subnet 'test'"):
-        await network.attach(port("198.51.100.5"))
-    await network.close(remove_guard=True)
+    with pytest.raises(NoUsableBridgeError, match="no usable bridge for subnet 'any'"):
+        await Network.open(AddressBook.load(tmp_path), [], lookup=VMS.get, control_port=6976)
     assert run("nft list ruleset") == ""
+
+
+async def test_a_subnet_without_a_bridge(network: Network) -> None:
+    lost = msgspec.structs.replace(SUBNET, id="lost", vlan_id=9)
+    network.bridges["br0"] = dataclasses.replace(network.bridges["br0"], vlan_id=7)
+    with pytest.raises(NoUsableBridgeError, match=r"for subnet 'lost' \(VLAN 9\): there are br0"):
+        await network.attach(Port(mac_for_ip("198.51.100.5"), "198.51.100.5", lost))
+    await network.install([Port(mac_for_ip("198.51.100.5"), "198.51.100.5", lost)])
+    assert network.guard.state.guests == {}
 
 
 AGENT = """

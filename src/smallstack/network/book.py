@@ -11,19 +11,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
+from msgspec import field
 
 from smallstack.network.addresses import AddressPool, normal
-from smallstack.network.errors import RecordError
+from smallstack.network.errors import AddressError, RecordError
 from smallstack.network.subnets import PSEUDO, Caller, Subnets, is_permitted
+from smallstack.proto.kinds import Message
 from smallstack.proto.vm import Address, Subnet
+from smallstack.srpc.errors import JsonError
+from smallstack.srpc.json_coder import from_json, to_json
 from smallstack.telemetry.errors import describe
 
 POOL_FILE = "address-pool.json"
 SUBNETS_FILE = "subnets.json"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,11 @@ class Change:
     subnets: tuple[Subnet, ...] | None = None
 
 
-class _PoolRecord(msgspec.Struct, rename="pascal"):
-    free: list[Address] | None = None
-    registered: list[Address] | None = None
+class PoolRecord(Message, kw_only=True):
+    """``address-pool.json``."""
+
+    free: list[Address] = field(default_factory=list)
+    registered: list[Address] = field(default_factory=list)
 
 
 class AddressBook:
@@ -55,15 +59,15 @@ class AddressBook:
     @classmethod
     def load(cls, directory: Path, pseudo_subnet: Subnet | None = None) -> "AddressBook":
         """Read both files; a missing one is empty. Blocks. Raises RecordError."""
-        record = _read(directory / POOL_FILE, _PoolRecord) or _PoolRecord()
-        subnets = _read(directory / SUBNETS_FILE, list[Subnet]) or []
+        record: PoolRecord = _read(directory / POOL_FILE, PoolRecord) or PoolRecord()
+        subnets: list[Subnet] = _read(directory / SUBNETS_FILE, list[Subnet]) or []
         if pseudo_subnet is not None:
             subnets.append(pseudo_subnet)
         try:
             pool = AddressPool(
-                tuple(map(normal, record.free or ())), tuple(map(normal, record.registered or ()))
+                tuple(map(normal, record.free)), tuple(map(normal, record.registered))
             )
-        except ValueError as error:
+        except AddressError as error:
             raise RecordError(
                 action="use", path=directory / POOL_FILE, detail=describe(error)
             ) from error
@@ -156,7 +160,8 @@ class AddressBook:
                 self.subnets = subnets
                 self._tell(Change(counts, self.pool.registered, tuple(reported)))
 
-            await _write(self.directory / SUBNETS_FILE, reported, take_effect)
+            path = self.directory / SUBNETS_FILE
+            await _write(path, reported, list[Subnet], take_effect)
 
     def list_subnets(self) -> list[Subnet]:
         """Every subnet, by id."""
@@ -188,15 +193,15 @@ class AddressBook:
             self.pool = pool
             self._tell(Change(counts, changed))
 
-        record = _PoolRecord(list(pool.free), list(pool.registered))
-        await _write(self.directory / POOL_FILE, record, take_effect)
+        record = PoolRecord(free=list(pool.free), registered=list(pool.registered))
+        await _write(self.directory / POOL_FILE, record, PoolRecord, take_effect)
 
     def _tell(self, change: Change) -> None:
         for listener in self.on_change:
             listener(change)
 
 
-def _read(path: Path, type_: type[T]) -> T | None:
+def _read(path: Path, type_: Any) -> Any:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -204,14 +209,14 @@ def _read(path: Path, type_: type[T]) -> T | None:
     except OSError as error:
         raise RecordError(action="read", path=path, detail=error.strerror) from error
     try:
-        return msgspec.json.decode(data, type=type_)
-    except (msgspec.MsgspecError, ValueError) as error:
+        return from_json(data, type_)
+    except JsonError as error:
         raise RecordError(action="read", path=path, detail=describe(error)) from error
 
 
-async def _write(path: Path, value: Any, take_effect: Callable[[], None]) -> None:
+async def _write(path: Path, value: object, type_: Any, take_effect: Callable[[], None]) -> None:
     """Write a record, then let it take effect; a caller that is cancelled gets both as well."""
-    text = msgspec.json.format(msgspec.json.encode(value), indent=4) + b"\n"
+    text = to_json(value, type_, indent=4) + b"\n"
     writing = asyncio.get_running_loop().run_in_executor(None, partial(_replace, path, text))
     cancelled: asyncio.CancelledError | None = None
     while not writing.done():

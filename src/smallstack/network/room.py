@@ -1,9 +1,14 @@
 """The network of one Hypervisor, put together.
 
-`Network.open` takes bridges into service: guard, metadata, DHCP. `Network.attach` gives one VM
-address its port (tap, lease, a place in the guard and among the metadata service's neighbours),
-`Network.detach` takes all of that away; both can be repeated. After a restart of the agent, VMs
-that still run are given to `open`, which replaces the guard's rules in one transaction.
+::
+
+    open ──► install(ports of VMs that run) ──► attach | adopt ──► detach … ──► close
+
+`Network.open` takes bridges into service: metadata, DHCP. `Network.install` puts the guard in
+force, in one transaction, for VMs that outlived the last agent. `Network.attach` gives one address
+of a VM its port (tap, lease, a place in the guard and among the metadata service's neighbours),
+`Network.adopt` the same but for the tap, which a QEMU holds already, and `Network.detach` takes it
+all away. Subnets are followed as the address book has them, uplinks as the bridges have them.
 """
 
 import asyncio
@@ -71,44 +76,35 @@ class Network:
         self._monitor: LinkMonitor | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._again = False
+        self._installed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(
-        cls,
-        book: AddressBook,
-        bridges: Sequence[BridgeSpec],
-        *,
-        lookup: Lookup,
-        control_port: int,
-        running: Iterable[Port] = (),
+        cls, book: AddressBook, bridges: Sequence[BridgeSpec], *, lookup: Lookup, control_port: int
     ) -> "Network":
         """Serve these bridges, or with none named every bridge there is.
 
         ``lookup`` finds a VM by its primary address, for the metadata service; ``control_port`` is
-        opened beside it. ``running`` are the ports of VMs that run already. Raises NetworkError;
-        then nothing is left behind but a bridge that was made.
+        opened beside it. Raises NetworkError; then nothing is left behind but a bridge that was
+        made.
         """
         network = cls(await Netlink.open(), book)
         try:
-            await network._start(bridges, lookup, control_port, list(running))
+            await network._start(bridges, lookup, control_port)
         except BaseException:
             await network.close()
             raise
         return network
 
-    async def _start(
-        self,
-        specs: Sequence[BridgeSpec],
-        lookup: Lookup,
-        control_port: int,
-        running: Sequence[Port],
-    ) -> None:
+    async def _start(self, specs: Sequence[BridgeSpec], lookup: Lookup, control_port: int) -> None:
         for spec in specs:
             await ensure_bridge(self.netlink, spec.name, spec.address, create=spec.create)
         wanted = {spec.name for spec in specs}
         everything = await list_bridges(self.netlink)
         self.bridges = {b.name: b for b in everything if not wanted or b.name in wanted}
+        if not self.bridges:
+            raise NoUsableBridgeError(subnet="any", vlan_id=0, known="none")
         for bridge in self.bridges.values():
             service = MetadataServer(bridge, lookup, self.tracers)
             await service.start(self.netlink, control_port)
@@ -116,21 +112,26 @@ class Network:
         for name in self.bridges:
             if not await until_operational(self.netlink, name, _CARRIER_SECONDS):
                 _log.warning("bridge %s has no carrier: its guests may not be heard", name)
-        await self.guard.install(
-            guests=[self._guest(port) for port in running],
-            uplinks=self._uplinks(),
-            services=map(service_name, self.bridges),
-        )
         await self._follow_subnets(self.book.subnets)
         self.book.on_change.append(self._book_changed)
-        host = [a.ip for bridge in everything for a in bridge.addresses]
-        host += await self._other_addresses()
+        host = await self._host_addresses()
         for bridge in self.bridges.values():
             self.dhcp.listen(bridge.name, bridge.addresses, host)
-        for port in running:
-            self._add_lease(port)
-            await self._add_neighbour(port)
         self._monitor = LinkMonitor(self._links_changed)
+
+    async def install(self, running: Iterable[Port]) -> None:
+        """Put the guard in force, for these ports. One whose subnet has no bridge any more is left
+        out. Raises GuardError."""
+        guests = []
+        for port in running:
+            try:
+                guests.append(self._guest(port))
+            except NoUsableBridgeError as error:
+                _log.warning("%s: %s", port.ip, error)
+        await self.guard.install(
+            guests=guests, uplinks=self._uplinks(), services=map(service_name, self.bridges)
+        )
+        self._installed = True
 
     async def close(self, *, remove_guard: bool = False) -> None:
         """Stop serving. VMs that run keep their taps and, unless ``remove_guard``, stay guarded."""
@@ -170,8 +171,9 @@ class Network:
             )
         return bridge
 
-    async def attach(self, port: Port) -> Tap:
-        """Make the port: from its return on, the guest gets DHCP and metadata.
+    async def attach(self, port: Port, *, lease: bool = True) -> Tap:
+        """Make the port: from its return on, the guest gets DHCP and metadata; with ``lease``
+        false, metadata alone.
 
         Whoever gets the tap closes it. Raises NetworkError; then, as when cancelled, nothing is
         left behind.
@@ -190,29 +192,42 @@ class Network:
                 raise
             return tap
 
-        def discard(tap: Tap) -> None:
-            tap.close()
-
-        self._add_lease(port)
+        tap: Tap | None = None
         try:
-            # Two threads: the machine's netlink socket, and that of the metadata namespace.
-            neighbour = asyncio.ensure_future(self._add_neighbour(port))
+            # Two threads: this machine's netlink sockets, and those of the metadata namespace.
+            adopting = asyncio.ensure_future(self.adopt(port, lease=lease))
             try:
-                tap = await self.netlink.run(work, discard)
+                tap = await self.netlink.run(work, Tap.close)
             finally:
-                await neighbour
+                await adopting
         except BaseException:
+            if tap is not None:
+                await self.close_tap(tap)
             await self._forget(port.ip, port.tap)
             raise
         return tap
 
-    async def detach(self, ip: str, mac: str = "") -> None:
-        """Take a port away, and its tap with it if it is still there; it need not be known.
+    async def adopt(self, port: Port, *, lease: bool = True) -> None:
+        """Serve a port whose tap a QEMU has, and which `install` was told of.
 
         Raises NetworkError.
         """
+        if not port.ip:
+            return
+        bridge = self.bridge_for(port.subnet).name
+        if lease:
+            self.dhcp.add_lease(port.mac, port.ip, port.subnet, port.hostname, bridge)
+        if not port.subnet.disable_metadata:
+            await self.services[bridge].add_guest(port.ip, port.mac)
+
+    async def detach(self, ip: str, mac: str = "", *, keep_lease: bool = False) -> None:
+        """Take a port away, and its tap with it if it is still there; it need not be known.
+
+        ``keep_lease`` for a VM that is about to have another one: who waits goes on waiting.
+        Raises NetworkError.
+        """
         name = tap_name(ip, mac)
-        await self._forget(ip, name)
+        await self._forget(ip, name, keep_lease=keep_lease)
         await delete_tap(self.netlink, name)
 
     async def close_tap(self, tap: Tap) -> None:
@@ -220,7 +235,8 @@ class Network:
         await self.netlink.run(lambda _: tap.close())
 
     def acknowledged(self, ip: str) -> asyncio.Future[None]:
-        """A future that is done when the guest's next DHCP ACK is sent; cancelled by `detach`."""
+        """A future that is done when the guest's next DHCP ACK has been sent; cancelled by
+        `detach`."""
         return self.dhcp.acknowledged(ip)
 
     def _guest(self, port: Port) -> Guest:
@@ -228,20 +244,10 @@ class Network:
         mac = None if port.subnet.disable_metadata else service.mac
         return Guest(port.tap, port.mac, port.ip, mac)
 
-    def _add_lease(self, port: Port) -> None:
-        if port.ip:
-            bridge = self.bridge_for(port.subnet).name
-            self.dhcp.add_lease(port.mac, port.ip, port.subnet, port.hostname, bridge)
-
-    async def _add_neighbour(self, port: Port) -> None:
-        if port.ip and not port.subnet.disable_metadata:
-            service = self.services[self.bridge_for(port.subnet).name]
-            await service.add_guest(port.ip, port.mac)
-
-    async def _forget(self, ip: str, tap: str) -> None:
+    async def _forget(self, ip: str, tap: str, *, keep_lease: bool = False) -> None:
         if ip:
-            self.dhcp.remove_lease(ip)
-            self.tracers.end(ip)
+            if not keep_lease:
+                self.dhcp.remove_lease(ip)
             for service in self.services.values():
                 await service.remove_guest(ip)
         await self.guard.revoke(tap)
@@ -251,7 +257,7 @@ class Network:
     def _uplinks(self) -> set[str]:
         return {name for bridge in self.bridges.values() for name in bridge.uplinks}
 
-    async def _other_addresses(self) -> list[IPv4Address]:
+    async def _host_addresses(self) -> list[IPv4Address]:
         def work(sockets: Sockets) -> list[IPv4Address]:
             found = []
             for entry in sockets.route.get_addr(family=socket.AF_INET):
@@ -274,7 +280,7 @@ class Network:
                 for bridge in await list_bridges(self.netlink):
                     if bridge.name in self.bridges:
                         self.bridges[bridge.name] = bridge
-                if self._uplinks() != self.guard.state.uplinks:
+                if self._installed and self._uplinks() != self.guard.state.uplinks:
                     await self.guard.set_uplinks(self._uplinks())
             except NetworkError as error:
                 _log.error("cannot follow a change of the bridges: %s", error)

@@ -1,10 +1,9 @@
 """The identity document: a VM's record as JSON."""
 
-import msgspec
-
 from smallstack.proto.vm import VmInfo
+from smallstack.srpc.json_coder import to_json
 
 
 def identity_document(info: VmInfo) -> bytes:
     """The record as upstream writes it: JSON, indented by four spaces, with a line end."""
-    return msgspec.json.format(msgspec.json.encode(info), indent=4) + b"\n"
+    return to_json(info, indent=4) + b"\n"

@@ -702,6 +702,8 @@ int gob_tree_write(const struct ss_inode *inodes, uint32_t inode_count,
 {
     struct gob_buffer value = {0};
     int at = -1;
+    if (!blob)
+        blob = (const uint8_t *)""; /* offsets are taken of it, even of length 0 */
     if (inode_count > 1) {
         step(message, &at, 0);
         gob_write_uint(message, inode_count - 1);

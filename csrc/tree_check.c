@@ -116,6 +116,8 @@ static int mark(const struct ss_inode *inodes, uint32_t inode_count, const struc
     while (depth) {
         uint32_t index = stack[--depth];
         const struct ss_inode *directory = &inodes[index];
+        if (directory->entry_count == 0)
+            continue;
         const struct ss_entry *first = entries + directory->first_entry;
         uint32_t where = 0;
         int fault = check_names(first, directory->entry_count, blob, blob_len, &where);

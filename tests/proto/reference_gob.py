@@ -400,7 +400,7 @@ class ReferenceDecoder:
         while delta := self.uint():
             field += delta
             if field == 1:
-                found.name = self.string().decode()
+                found.name = self.string().decode("utf-8", "surrogateescape")
             else:
                 self.integer()
 
@@ -470,7 +470,7 @@ class ReferenceDecoder:
                     found[key] = self.read(node.elem, self.types[number].elem)
                 return found
             case "interface":
-                name = self.string().decode()
+                name = self.string().decode("utf-8", "surrogateescape")
                 if not name:
                     return None
                 inner = self.type_sequence(inside=True)

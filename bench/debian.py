@@ -15,11 +15,11 @@ from typing import Final
 
 SUITE: Final = "bookworm"
 PACKAGES: Final = (
-    "systemd-sysv udev dbus openssh-server linux-image-cloud-amd64 vim "
-    "iproute2 ca-certificates python3 man-db git less"
-).split()
+    "systemd-sysv,udev,dbus,openssh-server,linux-image-cloud-amd64,vim,"
+    "iproute2,ca-certificates,python3,man-db,git,less"
+)
 _FALLBACK: Final = "http://deb.debian.org/debian"
-_RECIPE: Final = hashlib.sha256(" ".join([SUITE, *PACKAGES]).encode()).hexdigest()[:16]
+_RECIPE: Final = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:16]
 
 
 def cache_directory() -> Path:
@@ -51,7 +51,7 @@ def debian_root(cache: Path | None = None) -> Path:
 def _make(root: Path, log: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
     print(f"making a Debian root in {root} (a few minutes, once)", file=sys.stderr, flush=True)
-    command = ["debootstrap", "--variant=minbase", "--include=" + ",".join(PACKAGES), SUITE]
+    command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE]
     with log.open("wb") as output:
         status = subprocess.run(
             [*command, str(root), _mirror()], stdout=output, stderr=output, check=False

@@ -112,16 +112,12 @@ async def _spec(agents: list[str], pid: int, work: Path, ip: str) -> MachineSpec
     option = dict(itertools.pairwise(agents))
     node = json.loads(option["-blockdev"])
     verdict = await probe("auto", work)
-    fds = ["monitor", "serial0", "agent0", "kernel", "disk0"]
-    if node.get("backing"):
-        fds.append("disk0.backing")
-    opened = {
-        role: Path(f"/proc/{pid}/fd/{command.FIRST_DESCRIPTOR + number}").readlink()
-        for number, role in enumerate(fds)
-    }
+    brick = _brick(pid) if node.get("backing") else None
+    number = command.FIRST_DESCRIPTOR + ["monitor", "serial0", "agent0", "kernel"].index("kernel")
+    opened = Path(f"/proc/{pid}/fd/{number}")
     # The VM's own goes with the VM.
     kernel = work / "kernel"
-    shutil.copyfile(opened["kernel"], kernel)
+    shutil.copyfile(opened, kernel)
     kernel.chmod(0o644)
     model = MachineSpec(
         name=ip,
@@ -130,11 +126,7 @@ async def _spec(agents: list[str], pid: int, work: Path, ip: str) -> MachineSpec
         memory_mib=int(option["-m"].removesuffix("M")),
         kernel=kernel,
         kernel_args="",
-        disks=(
-            DiskSpec(
-                path=work / "layer", format=node["driver"], backing=opened.get("disk0.backing")
-            ),
-        ),
+        disks=(DiskSpec(path=work / "layer", format=node["driver"], backing=brick),),
         nics=(NicSpec(mac=_mac(agents), tap_fd=-1),),
         uid=NOBODY,
         gid=NOBODY,
@@ -147,6 +139,12 @@ async def _spec(agents: list[str], pid: int, work: Path, ip: str) -> MachineSpec
     if floor != agents:
         raise RuntimeError(f"the floor's command differs from the agent's:\n{floor}\n{agents}")
     return replace(model, name=GUEST, nics=(NicSpec(mac=MAC, tap_fd=-1),))
+
+
+def _brick(pid: int) -> Path:
+    """The file of the bricks' directory that QEMU has open."""
+    links = (link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir())
+    return next(link for link in links if link.parent.name == "bricks")
 
 
 def _mac(agents: list[str]) -> str:

@@ -1,0 +1,214 @@
+"""``./dev bench unpack``: a Debian root written by our ext4 writer, by ``mke2fs -d``, and a copy.
+
+Three ways over the same 17,000-odd files, in turns, everything in the page cache:
+
+- *ours*: from packed tree and object files to a root disk, BLAKE3 of every object checked;
+- *mke2fs*: ``mke2fs -d`` from the unpacked directory, same size, same features, its fsync left
+  out;
+- *copy*: ``cat`` of every object file into one file, which no unpacking can beat by much.
+
+Each writes a new file in the same directory; the file is removed and the disk is synced outside
+the clock before the next begins. What ``fsync`` of our file takes is measured apart.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from bench.debian import cache_directory, debian_root
+from bench.results import finish, median, spread
+from smallstack.images.build import StoreSink, from_directory
+from smallstack.objects.store import ObjectStore
+from smallstack.proto.filesystem import FileSystem
+from smallstack.volumes.brick import write_disk
+from smallstack.volumes.layout import Layout
+from smallstack.volumes.partition import PARTITION_OFFSET
+from smallstack.volumes.size import root_size
+
+FREE_BYTES: Final = 256 << 20
+_FEATURES: Final = "^resize_inode,metadata_csum_seed,^orphan_file"
+_MKE2FS: Final = ["mke2fs", "-q", "-F", "-t", "ext4", "-i", "8192", "-O", _FEATURES]
+
+
+class _Objects:
+    """The object store as the writer sees the cache."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+        self.directory = store.directory
+        self.digests: dict[bytes, bytes] = {}
+
+    def blake3(self, hash_: bytes) -> bytes:
+        """What the object's bytes must hash to."""
+        return self.digests[hash_]
+
+    def drop(self, hash_: bytes) -> None:
+        """Nothing is fetched here."""
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure ``args.n`` turns; prints a table and the headline, which is also returned.
+
+    ``args.json`` (a Path or None) gets all samples. Needs root, for the owners of the files.
+    """
+    root = debian_root()
+    with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="bench-unpack-") as name:
+        return _measure(root, Path(name), args.n, args.json)
+
+
+def _measure(root: Path, place: Path, turns: int, json_file: Path | None) -> dict[str, Any]:
+    fs, objects = _image(root, place)
+    _no_sync(place)
+    size = root_size(fs.usage_estimate(), FREE_BYTES, 24)
+    paths = _object_list(fs, objects, place)
+    layouts: list[Layout] = []
+    ways: dict[str, Callable[[Path], object]] = {
+        "ours": lambda path: layouts.append(write_disk(path, fs, objects, size, bytes(20))),
+        "mke2fs": lambda path: _mke2fs(path, root, size - PARTITION_OFFSET),
+        "copy": lambda path: _cat(path, paths),
+    }
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    fsync: list[float] = []
+    for turn in range(-1, turns):  # the first turn fills the page cache
+        for name, way in ways.items():
+            path = place / "out"
+            subprocess.run(["sync", "-f", place], check=True)
+            started = time.perf_counter()
+            way(path)
+            seconds = time.perf_counter() - started
+            if turn >= 0:
+                samples[name].append(seconds)
+            if name == "ours":
+                fsync.append(_fsync(path))
+                if turn in {-1, turns - 1}:
+                    _check(path)
+            path.unlink()
+        if turn >= 0:
+            print("  ".join(f"{n} {s[-1] * 1000:7.1f} ms" for n, s in samples.items()), flush=True)
+    ours = median(samples["ours"])
+    headline = {
+        "n": turns,
+        "inodes": len(fs),
+        "data_bytes": fs.total_data_bytes,
+        "median_s": ours,
+        "mke2fs_s": median(samples["mke2fs"]),
+        "copy_s": median(samples["copy"]),
+        "fsync_s": median(fsync),
+        "plan_ms": median([layout.plan_ns / 1e6 for layout in layouts], 2),
+        "ratio_mke2fs": round(median(samples["mke2fs"]) / ours, 2),
+        "ratio_copy": round(ours / median(samples["copy"]), 2),
+        "peak_bytes": _peak(fs, objects, place, size),
+    }
+    print(f"{len(fs)} inodes, {fs.total_data_bytes >> 20} MiB of content")
+    for name, values in samples.items():
+        print(f"  {name:8} {spread(values)}")
+    finish("unpack", headline, {**samples, "fsync": fsync}, json_file)
+    return headline
+
+
+def _image(root: Path, place: Path) -> tuple[FileSystem, _Objects]:
+    print(f"scanning {root}", file=sys.stderr, flush=True)
+    store = ObjectStore(place / "objects", with_blake3=True)
+    objects = _Objects(store)
+    fs = from_directory(root, StoreSink(store))
+    for hash_ in fs.objects():
+        objects.digests[hash_] = store.verify(hash_).blake3
+    return fs, objects
+
+
+def _object_list(fs: FileSystem, objects: _Objects, place: Path) -> Path:
+    """The object files in the order of the tree, for ``xargs -0``."""
+    listed = place / "list"
+    with listed.open("wb") as file:
+        for _, index in fs.walk():
+            hash_ = fs.inode(index).hash
+            if hash_:
+                file.write(os.fsencode(objects.store.path(hash_)) + b"\0")
+    return listed
+
+
+def _mke2fs(path: Path, root: Path, size: int) -> None:
+    subprocess.run(
+        [*_MKE2FS, "-d", str(root), "-E", "nodiscard", str(path), f"{size >> 10}k"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "LD_PRELOAD": str(path.with_name("nosync.so"))},
+    )
+
+
+def _no_sync(place: Path) -> None:
+    """A library that takes ``fsync`` out of mke2fs: the others do not sync inside the clock."""
+    source = place / "nosync.c"
+    source.write_text("int fsync(int fd) { (void)fd; return 0; }\n")
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", str(place / "nosync.so"), str(source)], check=True
+    )
+
+
+def _cat(path: Path, listed: Path) -> None:
+    with path.open("wb") as out:
+        subprocess.run(
+            ["xargs", "-0", "-s", "1000000", "-a", listed, "cat"], stdout=out, check=True
+        )
+
+
+def _fsync(path: Path) -> float:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        started = time.perf_counter()
+        os.fsync(fd)
+        return time.perf_counter() - started
+    finally:
+        os.close(fd)
+
+
+def _check(path: Path) -> None:
+    done = subprocess.run(
+        ["e2fsck", "-fn", f"{path}?offset={PARTITION_OFFSET}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"e2fsck -fn: {done.stdout}{done.stderr}")
+
+
+_CHILD: Final = """
+import sys, pickle, os
+from pathlib import Path
+from smallstack.proto.filesystem import FileSystem
+from smallstack.volumes.brick import write_disk
+place, size = Path(sys.argv[1]), int(sys.argv[2])
+class Objects:
+    directory = place / "objects"
+    digests = pickle.loads((place / "digests").read_bytes())
+    def blake3(self, hash_): return self.digests[hash_]
+    def drop(self, hash_): pass
+fs = FileSystem(*((place / name).read_bytes() for name in ("inodes", "entries", "blob")),
+                num_regular_inodes=0, total_data_bytes=0, directory_count=0)
+write_disk(place / "out", fs, Objects(), size, bytes(20))
+status = Path("/proc/self/status").read_text()
+print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
+"""
+
+
+def _peak(fs: FileSystem, objects: _Objects, place: Path, size: int) -> int:
+    """Peak memory, in bytes, of a process that reads the packed tree and writes the disk."""
+    import pickle
+
+    for name in ("inodes", "entries", "blob"):
+        (place / name).write_bytes(getattr(fs, name))
+    (place / "digests").write_bytes(pickle.dumps(objects.digests))
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(place), str(size)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return int(done.stdout)

@@ -1,4 +1,4 @@
-"""An image server in the test's own process, with trouble on demand; trees come from directories."""
+"""An image server in the test's own process, with trouble on demand."""
 
 import asyncio
 import io
@@ -72,7 +72,7 @@ class ScriptedImageServer:
         listener = Listener(server)
         for sock in bind("127.0.0.1", 0):
             await listener.add(sock)
-        self.address = "127.0.0.1:{}".format(listener.addresses[0][1])
+        self.address = f"127.0.0.1:{listener.addresses[0][1]}"
         try:
             yield self
         finally:
@@ -100,9 +100,7 @@ class ScriptedImageServer:
         found = [name for name in self.images if name.startswith(prefix)]
         return proto.FindLatestImageResponse(image_name=found[-1] if found else "")
 
-    async def _get_image(
-        self, _: Call, request: proto.GetImageRequest
-    ) -> proto.GetImageResponse:
+    async def _get_image(self, _: Call, request: proto.GetImageRequest) -> proto.GetImageResponse:
         self.calls.append(f"GetImage {request.image_name}")
         if self.hang is not None:
             await self.hang.wait()

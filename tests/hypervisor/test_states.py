@@ -107,11 +107,11 @@ def test_what_a_start_finds() -> None:
         State.DEBUGGING,
     ):
         assert rule(state, Event.FIND).action is Action.SEARCH
-        assert rule(state, Event.UP).state is State.RUNNING
+        assert rule(state, Event.FOUND).state is State.RUNNING
         assert rule(state, Event.LOST) == states.Rule(State.STARTING, Action.LAUNCH)
-    assert rule(State.STOPPING, Event.UP).action is Action.QUIT
+    assert rule(State.STOPPING, Event.FOUND).action is Action.QUIT
     assert rule(State.STOPPING, Event.LOST).state is State.STOPPED
-    assert rule(State.DESTROYING, Event.UP).action is Action.QUIT
+    assert rule(State.DESTROYING, Event.FOUND).action is Action.QUIT
     assert rule(State.DESTROYING, Event.LOST).action is Action.DELETE
     for state in (State.STOPPED, State.MIGRATING, State.EXPORTING):
         assert rule(state, Event.FIND) == states.IGNORED

@@ -20,16 +20,16 @@
 
 Requests come from callers (START STOP REBOOT DESTROY), from the agent itself (EXPIRE: the create
 was not acknowledged, or its client went away; FIND: look for what an earlier run of the agent
-left, at start) and from the machine (UP, FAILED, and its ends; LOST: FIND found none). A pair of
-state and event either leads to a state with an action, or is refused with a text; nothing is left
-out. Where an event is none of a state's business, such as the end of a machine that was given up,
-it is ignored.
+left, at start; what came of it is FOUND or LOST) and from the machine (UP, FAILED, and its ends).
+A pair of state and event either leads to a state with an action, or is refused with a text; nothing
+is left out. Where an event is none of a state's business, such as the end of a machine that was
+given up, it is ignored.
 
 What FIND comes to::
 
-    starting, running, failed, crashed, debugging    UP: running     LOST: starting, launched again
-    stopping                                         UP: quit        LOST: stopped
-    destroying                                       UP: quit        LOST: deleted
+    starting, running, failed, crashed, debugging    FOUND: running  LOST: starting, launched again
+    stopping                                         FOUND: quit     LOST: stopped
+    destroying                                       FOUND: quit     LOST: deleted
     stopped, migrating, exporting                    not looked for
 
 ``migrating``, ``exporting`` and ``debugging`` are states that a record may have although nothing
@@ -52,6 +52,7 @@ class Event(Enum):
     DESTROY = "destroy"
     EXPIRE = "expire"
     FIND = "find"
+    FOUND = "found"
     LOST = "lost"
     UP = "up"
     FAILED = "failed to start"
@@ -70,7 +71,7 @@ class Action(Enum):
     ASK_REBOOT = "ask the guest to reboot"
     QUIT = "quit the machine"
     DELETE = "delete everything"
-    SEARCH = "look for the machine of an earlier run: UP or LOST"
+    SEARCH = "look for the machine of an earlier run: FOUND or LOST"
     POWERED_DOWN = "stopped for good, destroyed if the VM wants that"
 
 
@@ -185,7 +186,7 @@ _REQUESTS: Final[dict[State, dict[Event, Rule]]] = {
 }
 
 _FOUND: Final[dict[Event, Rule]] = {
-    _E.UP: Rule(_S.RUNNING),
+    _E.FOUND: Rule(_S.RUNNING),
     _E.LOST: Rule(_S.STARTING, _A.LAUNCH),
 }
 _WHILE_UP: Final[dict[Event, Rule]] = {
@@ -197,18 +198,19 @@ _WHILE_UP: Final[dict[Event, Rule]] = {
 }
 
 _MACHINE: Final[dict[State, dict[Event, Rule]]] = {
-    _S.STARTING: {**_FOUND, _E.FAILED: Rule(_S.FAILED_TO_START)},
+    _S.STARTING: {**_FOUND, _E.UP: Rule(_S.RUNNING), _E.FAILED: Rule(_S.FAILED_TO_START)},
     _S.FAILED_TO_START: _FOUND,
     _S.CRASHED: _FOUND,
     _S.RUNNING: _WHILE_UP,
     _S.DEBUGGING: _WHILE_UP,
     _S.STOPPING: {
-        _E.UP: Rule(None, _A.QUIT),
+        _E.FOUND: Rule(None, _A.QUIT),
         _E.LOST: Rule(_S.STOPPED),
         _E.FAILED: Rule(_S.STOPPED),
         **dict.fromkeys(ENDS, Rule(_S.STOPPED)),
     },
     _S.DESTROYING: {
+        _E.FOUND: Rule(None, _A.QUIT),
         _E.UP: Rule(None, _A.QUIT),
         _E.LOST: Rule(None, _A.DELETE),
         _E.FAILED: Rule(None, _A.DELETE),

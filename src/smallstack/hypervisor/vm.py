@@ -305,24 +305,27 @@ class Vm:
         self.info.state = state
         self.info.changed_state_on = Time.now()
         if state is State.RUNNING:
-            # What the launch waits for does not depend on this write.
+            # Nobody who waits for the launch needs this write: without it a start finds the VM
+            # starting, and its machine.
             self._settle_launch(event)
-        self._tell()
+            self._tell()
         try:
             await self.save()
         except DiskError as error:
             if event is Event.START:
                 self.info.state, self.info.changed_state_on = before, since
-                self._tell()
                 raise
             _log.warning("%s", error)
+        self._tell()
 
     def _settle_launch(self, event: Event) -> None:
         launched = self._launched
         if launched is None or launched.done():
             return
-        if event is Event.UP:
+        if event is Event.UP and self.state is State.RUNNING:
             launched.set_result(None)
+        elif event is Event.UP:  # it came up while it was being given up
+            launched.set_exception(StateError(text=f"VM is {self.state.text}"))
         elif event is Event.FAILED:
             launched.set_exception(self.error or StateError(text="VM failed to start"))
 
@@ -356,6 +359,7 @@ class Vm:
         if machine is None:
             self._put(Event.LOST)
         else:
+            self._put(Event.FOUND)
             self._attach(machine)
 
     def _attach(self, machine: Machine) -> None:

@@ -75,7 +75,9 @@ async def _demo(
             print(f"  console | {line}")
         if count > 1:
             await _many(sandbox, count - 1)
-        print(await _page(created.ip))
+        sys.stdout.flush()
+        await run_tool(sandbox, "probe-vm-port", created.ip, str(PORT), quiet=False)
+        print(await _page(created.ip), flush=True)
         if status_fd is not None:
             os.write(status_fd, b"up\n")
             os.close(status_fd)
@@ -157,8 +159,9 @@ async def console_word(sandbox: Sandbox, ip: str) -> list[str]:
             seen += data
             if not data or len(seen) > CONSOLE_BYTES:
                 raise DemoError(reason=f"the guest did not say {wanted.decode()!r}")
-    lines = seen[seen.index(b"smallstack: ready") :].decode(errors="replace").splitlines()
-    return [line.rstrip() for line in lines if line.strip()]
+    begin, end = b"smallstack: ready", b"smallstack: identity-end"
+    word = seen[seen.index(begin) : seen.index(end) + len(end)].decode(errors="replace")
+    return [line.rstrip() for line in word.splitlines() if line.strip()]
 
 
 async def _many(sandbox: Sandbox, count: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import field
 
 from smallstack.network.addresses import AddressPool, normal
-from smallstack.network.errors import AddressError, RecordError
+from smallstack.network.errors import AddressError, RecordError, SubnetError
 from smallstack.network.subnets import PSEUDO, Caller, Subnets, is_permitted
 from smallstack.proto.kinds import Message
 from smallstack.proto.vm import Address, Subnet
@@ -63,15 +63,15 @@ class AddressBook:
         subnets: list[Subnet] = _read(directory / SUBNETS_FILE, list[Subnet]) or []
         if pseudo_subnet is not None:
             subnets.append(pseudo_subnet)
+        path = directory / POOL_FILE
         try:
-            pool = AddressPool(
-                tuple(map(normal, record.free)), tuple(map(normal, record.registered))
-            )
-        except AddressError as error:
-            raise RecordError(
-                action="use", path=directory / POOL_FILE, detail=describe(error)
-            ) from error
-        return cls(directory, pool, Subnets(subnets))
+            free, registered = map(normal, record.free), map(normal, record.registered)
+            pool = AddressPool(tuple(free), tuple(registered))
+            path = directory / SUBNETS_FILE
+            known = Subnets(subnets)
+        except (AddressError, SubnetError) as error:
+            raise RecordError(action="use", path=path, detail=describe(error)) from error
+        return cls(directory, pool, known)
 
     # Addresses
 

@@ -5,7 +5,7 @@ names none gets it (upstream then asks for a subnet called ``hypervisor``).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import Protocol
 
 from smallstack.network.errors import (
@@ -44,9 +44,13 @@ class Caller(Protocol):
 def network_of(subnet: Subnet) -> IPv4Network:
     """The network of a subnet. Raises BadSubnetError."""
     try:
-        return IPv4Network((subnet.ip_gateway, subnet.ip_mask), strict=False)
-    except (AddressValueError, NetmaskValueError) as error:
+        gateway, mask = IPv4Address(subnet.ip_gateway), IPv4Address(subnet.ip_mask)
+    except AddressValueError as error:
         raise BadSubnetError(subnet=subnet.id, detail=str(error)) from None
+    hosts = int(mask) ^ 0xFFFFFFFF
+    if hosts & (hosts + 1):  # a mask is ones, then zeros
+        raise BadSubnetError(subnet=subnet.id, detail=f"{mask} is not a network mask")
+    return IPv4Network((gateway, 32 - hosts.bit_length()), strict=False)
 
 
 def parse_ip(text: str) -> IPv4Address:

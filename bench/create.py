@@ -18,6 +18,7 @@ from typing import NamedTuple
 from bench import picture
 from bench.floor import Floor
 from bench.results import finish, median, spread
+from smallstack.cli.breakdown import DHCP_ACK, QEMU_EXEC
 from smallstack.cli.demo import cache_directory
 from smallstack.cli.demo_inside import IMAGE, add_image, create_process, run_tool
 from smallstack.control.create import Created
@@ -96,10 +97,7 @@ async def _create(sandbox: Sandbox, number: int) -> Sample:
 def guest_seconds(created: Created) -> float:
     """From just before QEMU's process was made to the DHCP server's ACK."""
     marks = {phase.name: phase for phase in created.timeline}
-    return (marks[ACK].end_ns - marks[EXEC].start_ns) / 1e9
-
-
-EXEC, ACK = "qemu exec", "dhcp ack"
+    return (marks[DHCP_ACK].end_ns - marks[QEMU_EXEC].start_ns) / 1e9
 
 
 def _report(

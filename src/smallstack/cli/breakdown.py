@@ -12,6 +12,9 @@ from smallstack.telemetry.timeline import Phase
 PAPER_TOTAL = "1.216 s"
 PAPER = {"get image": "< 1 s", "unpack": "< 1 s", "start to DHCP ACK": "< 1.2 s"}
 
+# Moments of the Hypervisor's timeline: just before QEMU's process is made, the ACK is sent.
+QEMU_EXEC, DHCP_ACK = "qemu exec", "dhcp ack"
+
 
 def stages(created: Created) -> list[tuple[str, float]]:
     """(stage, seconds) as the paper cuts a create: by the progress messages at the client."""
@@ -37,7 +40,7 @@ def table(created: Created, process_seconds: float) -> str:
     if created.timeline:
         inner = [("inside the Hypervisor", "starts at", "takes")]
         inner += [
-            (p.name, f"{_offset(created, p):.1f} ms", f"{p.duration_ns / 1e6:.1f} ms")
+            (p.name, f"{_offset(created, p):.1f} ms", _takes(p))
             for p in sorted(created.timeline, key=lambda p: p.start_ns)
         ]
         lines += ["", *_aligned(inner)]
@@ -75,10 +78,21 @@ def _bars(created: Created) -> list[tuple[str, float, float, str]]:
     for name, seconds in stages(created):
         bars.append((f"client: {name}", at, seconds * 1000, "#3b6ea8"))
         at += seconds * 1000
-    inner = sorted(created.timeline, key=lambda p: p.start_ns)
-    return bars + [
-        (phase.name, _offset(created, phase), phase.duration_ns / 1e6, "#d98e32") for phase in inner
+    phases = sorted(created.timeline, key=lambda p: p.start_ns)
+    bars += [
+        (phase.name, _offset(created, phase), phase.duration_ns / 1e6, "#d98e32")
+        for phase in phases
+        if phase.duration_ns
     ]
+    marks = {phase.name: phase for phase in phases if not phase.duration_ns}
+    if {QEMU_EXEC, DHCP_ACK} <= marks.keys():
+        begin, end = (_offset(created, marks[name]) for name in (QEMU_EXEC, DHCP_ACK))
+        bars.append(("QEMU exec to DHCP ACK", begin, end - begin, "#7aa874"))
+    return bars
+
+
+def _takes(phase: Phase) -> str:
+    return f"{phase.duration_ns / 1e6:.1f} ms" if phase.duration_ns else "(a moment)"
 
 
 def _offset(created: Created, phase: Phase) -> float:

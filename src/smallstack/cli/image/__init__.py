@@ -1,0 +1,1 @@
+"""The commands of imagetool, one file each, imported when asked for."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import BinaryIO, Final
 
 from smallstack.imageserver.references import HOLD_SECONDS, References
-from smallstack.objects.errors import ObjectError
+from smallstack.objects.errors import ObjectCorruptError, ObjectError
 from smallstack.objects.store import Incoming, ObjectStore
 from smallstack.proto.kinds import Hash
 from smallstack.proto.objectserver import (
@@ -250,6 +250,8 @@ class _Adder:
             stored = self._incoming.finish()
         except SmallStackError as error:
             self._error = str(error)
+            if isinstance(error, ObjectCorruptError):
+                self._error = f"hash mismatch: expected: {error.hash}, computed: {error.found}"
             self._incoming.abort()
             _log.warning("AddObjects by %s: %s", self._sender, error)
             return AddObjectResponse(error_string=self._error)

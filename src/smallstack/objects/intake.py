@@ -17,11 +17,11 @@ class Intake:
     def __init__(
         self,
         store: ObjectStore,
-        index: Index,
+        index: Index | None,
         objects: Sequence[tuple[bytes, int]],
         server: str,
     ) -> None:
-        """``server`` is named in errors."""
+        """``index`` is told of what is stored; ``server`` is named in errors."""
         self.error: Exception | None = None
         self._store = store
         self._index = index
@@ -41,7 +41,8 @@ class Intake:
             self.error = error
             self.abort()
         try:
-            self._index.add(stored)
+            if self._index is not None:
+                self._index.add(stored)
         except Exception as error:
             self.error = self.error or error
             for done in stored:

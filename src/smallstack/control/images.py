@@ -1,0 +1,251 @@
+"""What imagetool does: images made and uploaded, listed, looked at, fetched.
+
+Every function takes the open connections it needs; nothing here prints.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from smallstack.client.imageserver import ImageServerClient
+from smallstack.client.objectserver import ObjectServerClient
+from smallstack.control.upload import UploadSink
+from smallstack.identity.credentials import ClientCredentials
+from smallstack.images.build import Report, from_directory
+from smallstack.images.errors import ImageError, SourceError
+from smallstack.images.filter import PathFilter, load_filter
+from smallstack.images.model import Summary, check_required_paths, summarise
+from smallstack.images.names import ROOT, check_name, parent
+from smallstack.images.tar import from_tar
+from smallstack.images.triggers import load_triggers
+from smallstack.images.unpack import Unpacking
+from smallstack.objects.errors import FetchError, ObjectSizeError
+from smallstack.objects.intake import Intake
+from smallstack.objects.peer import PeerSource
+from smallstack.proto.filesystem import FileSystem
+from smallstack.proto.image import Directory, Image
+from smallstack.proto.imageserver import ListSelectedImagesRequest
+from smallstack.proto.kinds import NANOSECONDS_PER_SECOND, Time
+from smallstack.srpc.client import Client, dial
+from smallstack.telemetry.errors import describe
+
+MINIMUM_EXPIRY_NS: Final = 15 * 60 * NANOSECONDS_PER_SECOND
+READ: Final = 1 << 20
+REQUEST: Final = 50_000
+"""Objects asked for at a time."""
+
+
+@dataclass(frozen=True)
+class ImageServer:
+    """Where the image server is, and as whom to go there; without credentials in clear."""
+
+    address: str
+    credentials: ClientCredentials | None
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Client]:
+        """A connection for the time of the block."""
+        async with await dial(self.address, self.credentials) as client:
+            yield client
+
+
+@dataclass
+class Progress:
+    """How far an operation is; ``changed`` is called now and then, from any thread."""
+
+    changed: Callable[["Progress"], None] = lambda _: None
+    files: int = 0
+    total_files: int = 0
+    file_bytes: int = 0
+    total_bytes: int = 0
+    uploaded: int = 0
+    uploaded_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Added:
+    """An image that was added."""
+
+    name: str
+    summary: Summary
+    uploaded: int
+    uploaded_bytes: int
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """What an image is to be made of."""
+
+    name: str
+    source: Path
+    filter_file: Path | None = None
+    triggers_file: Path | None = None
+    expires_in_ns: int = 0
+    tags: Mapping[str, str] | None = None
+
+
+async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> Added:
+    """Make an image of a directory or a tar archive (``-`` is standard input) and add it.
+
+    Raises ImageNameError, ImageError, FilterError, TriggersError, SourceError, TarError, and
+    what the connection raises. Contents that the server has already are not sent.
+    """
+    check_name(new.name)
+    if 0 < new.expires_in_ns < MINIMUM_EXPIRY_NS:
+        raise ImageError(name=new.name, detail="it must live for 15 minutes at least")
+    image = Image(tags=dict(new.tags or {}))
+    if new.filter_file is not None:
+        image.filter = load_filter(new.filter_file)
+    if new.triggers_file is not None:
+        image.triggers = load_triggers(new.triggers_file)
+    if new.expires_in_ns:
+        expires = Time.now().nanoseconds_since_epoch + new.expires_in_ns
+        image.expires_at = Time.from_nanoseconds(expires)
+    report = Report()
+    async with server.connect() as client, server.connect() as adding:
+        images = ImageServerClient(client)
+        if await images.check_image(new.name):
+            raise ImageError(name=new.name, detail="it exists; images never change, name a new one")
+        if parent(new.name) != ROOT and not await images.check_directory(parent(new.name)):
+            raise ImageError(
+                name=new.name,
+                detail=f"there is no directory {parent(new.name)!r}: "
+                f"`imagetool mkdir {parent(new.name)}`",
+            )
+        sink = UploadSink(ObjectServerClient(client), ObjectServerClient(adding))
+
+        def advanced(done: Report) -> None:
+            progress.files, progress.file_bytes = done.files, done.file_bytes
+            progress.uploaded, progress.uploaded_bytes = sink.uploaded, sink.uploaded_bytes
+            progress.changed(progress)
+
+        report.advanced = advanced
+        path_filter = PathFilter(image.filter.filter_lines) if image.filter is not None else None
+        async with sink:
+            tree = await asyncio.to_thread(build, new.source, sink, path_filter, report)
+        advanced(report)
+        image.file_system = tree
+        check_required_paths(new.name, image)
+        await images.add_image(new.name, image)
+    return Added(new.name, summarise(tree), sink.uploaded, sink.uploaded_bytes, report.warnings())
+
+
+def build(
+    source: Path, sink: UploadSink, path_filter: PathFilter | None, report: Report
+) -> FileSystem:
+    """The tree of a directory or of an archive; raises SourceError or TarError."""
+    if source.is_dir():
+        return from_directory(source, sink, path_filter, report)
+    try:
+        descriptor = 0 if str(source) == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        with open(descriptor, "rb", closefd=descriptor != 0) as file:
+            return from_tar(file, sink, path_filter, report)
+    except OSError as error:
+        raise SourceError(path=source, detail=describe(error)) from error
+
+
+async def list_images(
+    client: Client,
+    directory: str = "",
+    *,
+    ignore_expiring: bool = False,
+    tags: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """Names of images, numbers in them in the order of their values."""
+    request = ListSelectedImagesRequest(
+        directory_name=directory,
+        ignore_expiring_images=ignore_expiring,
+        tags_to_match={key: list(values) for key, values in (tags or {}).items()},
+    )
+    names = []
+    async with client.raw("ImageServer.ListSelectedImages") as conn:
+        conn.encode(request)
+        await conn.flush()
+        while name := await conn.read_line():
+            names.append(name.decode(errors="replace"))
+    return sorted(names, key=version_key)
+
+
+async def list_directories(client: Client) -> list[Directory]:
+    """All directories of images, sorted."""
+    found = await ImageServerClient(client).list_directories()
+    return sorted(found, key=lambda directory: version_key(directory.name))
+
+
+def version_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts ``a.10`` behind ``a.9``."""
+    parts: list[tuple[int, int, str]] = []
+    digits = ""
+    for char in name + "\0":
+        if char.isascii() and char.isdigit():
+            digits += char
+            continue
+        if digits:
+            parts.append((0, int(digits), digits))
+            digits = ""
+        parts.append((1, 0, char))
+    return parts
+
+
+async def show_image(client: Client, name: str) -> tuple[Image, Summary]:
+    """An image and what its tree holds; raises ImageError when there is none."""
+    image = await ImageServerClient(client).get_image(name)
+    if image is None:
+        raise ImageError(name=name, detail="it does not exist: check `imagetool list`")
+    if image.file_system is None:
+        raise ImageError(name=name, detail="it has no file system")
+    return image, await asyncio.to_thread(summarise, image.file_system)
+
+
+async def get_image(
+    server: ImageServer, name: str, directory: Path, progress: Progress
+) -> list[str]:
+    """Lay an image out as a new directory; lines about what could not be.
+
+    Raises ImageError, UnpackError, ObjectMissingError, ObjectCorruptError, FetchError.
+    """
+    async with server.connect() as client:
+        image, summary = await show_image(client, name)
+    tree = image.file_system
+    assert tree is not None
+    progress.total_files, progress.total_bytes = summary.objects, summary.object_bytes
+    source = PeerSource(server.address, server.connect)
+    with await asyncio.to_thread(Unpacking, tree, directory) as unpacking:
+        order = list(tree.objects().items())
+        for start in range(0, len(order), REQUEST):
+            await _fetch(source, unpacking, order[start : start + REQUEST], progress)
+        unpacked = await asyncio.to_thread(unpacking.finish)
+    return unpacked.warnings()
+
+
+async def _fetch(
+    source: PeerSource,
+    unpacking: Unpacking,
+    order: Sequence[tuple[bytes, int]],
+    progress: Progress,
+) -> None:
+    intake = Intake(unpacking.store, None, order, source.name)
+    async with source.open_objects([hash_ for hash_, _ in order]) as stream:
+        for (hash_, size), theirs in zip(order, stream.sizes, strict=False):
+            if size != theirs:
+                raise ObjectSizeError(hash=hash_.hex(), server=source.name, found=theirs, size=size)
+        left = sum(size for _, size in order)
+        while left:
+            data = await stream.read(min(left, READ))
+            if not data:
+                raise FetchError(
+                    server=source.name,
+                    detail=f"it closed the connection {left} bytes before the end",
+                )
+            left -= len(data)
+            stored = await asyncio.to_thread(intake.feed, data)
+            if intake.error is not None:
+                raise intake.error
+            progress.files += len(stored)
+            progress.file_bytes += len(data)
+            progress.changed(progress)

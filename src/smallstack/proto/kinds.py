@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Annotated, ClassVar, Final, Self, TypeAlias, TypeVar
 
@@ -117,8 +117,10 @@ NANOSECONDS_PER_SECOND: Final = 1_000_000_000
 YEAR_ONE: Final = -62135596800
 """Unix seconds of 0001-01-01T00:00:00Z, the zero time."""
 
+_EPOCH: Final = datetime(1970, 1, 1)
 _RFC3339 = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(?:([Zz])|([+-])(\d\d):(\d\d))"
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(?:([Zz])|([+-])(\d\d):(\d\d))",
+    re.ASCII,
 )
 
 
@@ -158,14 +160,23 @@ class Time(msgspec.Struct, frozen=True):
         return self.unix_seconds == YEAR_ONE and self.nanoseconds == 0
 
     def __str__(self) -> str:
-        """RFC 3339 with as many decimals as needed; raises ValueError outside years 1 to 9999."""
-        zone = timezone(timedelta(minutes=self.zone_minutes or 0))
-        epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)  # noqa: UP017
         try:
-            moment = (epoch + timedelta(seconds=self.unix_seconds)).astimezone(zone)
+            return self.rfc3339()
+        except ValueError:
+            return f"{self.unix_seconds} s after 1970"
+
+    def rfc3339(self) -> str:
+        """RFC 3339 with as many decimals as needed; raises ValueError where it has no text.
+
+        That is outside the years 1 to 9999, and for zones of a day or more.
+        """
+        local = self.unix_seconds + 60 * (self.zone_minutes or 0)
+        if abs(self.zone_minutes or 0) >= 24 * 60:
+            raise ValueError(f"a zone {self.zone_minutes} minutes from UTC")
+        try:
+            text = (_EPOCH + timedelta(seconds=local)).isoformat()
         except OverflowError:
             raise ValueError(f"time {self.unix_seconds} s is outside years 1 to 9999") from None
-        text = moment.replace(tzinfo=None).isoformat()
         if self.nanoseconds:
             text += f".{self.nanoseconds:09d}".rstrip("0")
         if not self.zone_minutes:
@@ -175,16 +186,18 @@ class Time(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The reverse of ``str()``; raises ValueError for anything but RFC 3339."""
+        """The reverse of :meth:`rfc3339`; raises ValueError for anything but RFC 3339."""
         match = _RFC3339.fullmatch(text)
         if match is None:
             raise ValueError(f"not an RFC 3339 time: {text[:64]!r}")
         date, clock, fraction, utc, sign, hours, minutes = match.groups()
-        zone = None if utc else (int(hours) * 60 + int(minutes)) * (-1 if sign == "-" else 1)
-        if zone is not None and abs(zone) >= 24 * 60:
-            raise ValueError(f"not an RFC 3339 time: {text[:64]!r}")
+        zone = None
+        if not utc:
+            if int(hours) > 23 or int(minutes) > 59:
+                raise ValueError(f"not an RFC 3339 time: {text[:64]!r}")
+            zone = (int(hours) * 60 + int(minutes)) * (-1 if sign == "-" else 1)
         moment = datetime.fromisoformat(f"{date}T{clock}")
-        since = moment - datetime(1970, 1, 1)
+        since = moment - _EPOCH
         seconds = since.days * 86400 + since.seconds - (zone or 0) * 60
         return cls(seconds, int((fraction or "0").ljust(9, "0")), zone or None)
 

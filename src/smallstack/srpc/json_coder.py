@@ -398,7 +398,7 @@ def _compile_writer(node: Node) -> _Convert:
         case "enum":
             return _checked(node, int, lambda value: _word(node.cls(value)))
         case "time":
-            return _checked(node, Time, str)
+            return _checked(node, Time, Time.rfc3339)
         case "hash":
             return _checked(node, bytes, lambda value: Hash(value).hex())
         case "list":

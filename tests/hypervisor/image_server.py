@@ -42,6 +42,7 @@ class ScriptedImageServer:
     """Bytes of objects after which a transfer is cut, once."""
     hang: asyncio.Event | None = None
     """GetImage waits for it."""
+    _listener: Listener | None = None
 
     def add(self, name: str, directory: Path) -> Image:
         """Add a directory as an image."""
@@ -69,14 +70,20 @@ class ScriptedImageServer:
             },
         )
         server.register("ObjectServer", {"GetObjects": self._get_objects})
-        listener = Listener(server)
+        self._listener = listener = Listener(server)
         for sock in bind("127.0.0.1", 0):
             await listener.add(sock)
         self.address = f"127.0.0.1:{listener.addresses[0][1]}"
         try:
             yield self
         finally:
-            await listener.close(0.1)
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Close everything at once."""
+        if self._listener is not None:
+            await self._listener.close(0)
+            self._listener = None
 
     async def _check_image(
         self, _: Call, request: proto.CheckImageRequest

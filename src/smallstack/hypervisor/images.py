@@ -16,10 +16,9 @@ is kept until then and no longer.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from blake3 import blake3
 
@@ -34,13 +33,17 @@ from smallstack.identity.credentials import ClientCredentials
 from smallstack.objects.cache import Ensured, ObjectCache
 from smallstack.objects.peer import PeerSource
 from smallstack.proto.filesystem import FileSystem
-from smallstack.srpc.errors import CallError, ConnectionClosedError, PeerStalledError
+from smallstack.srpc.errors import CallError, ConnectionClosedError, PeerStalledError, TlsError
 from smallstack.telemetry.errors import SmallStackError, describe
 
 KEPT_IMAGES: Final = 16
 KEPT_BYTES: Final = 64 << 20
 """Bounds of the trees kept in memory."""
 FOREVER: Final = float("inf")
+ASK_SECONDS: Final = 30.0
+FETCH_SECONDS: Final = 300.0
+"""Bounds of a question, and of the transfer of one tree."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -123,44 +126,48 @@ class Images:
             self._known.popitem(last=False)
 
     async def _ask_exists(self, name: str) -> bool:
-        async with self._asking() as client:
-            return await client.check_image(name)
+        return await self._ask(lambda client: client.check_image(name))
 
     async def _ask_latest(self, name: str) -> str | None:
         """The latest image of a directory; None when ``name`` is no directory."""
-        async with self._asking() as client:
+
+        async def question(client: ImageServerClient) -> str | None:
             if not await client.check_directory(name):
                 return None
-            latest = await client.find_latest_image(name)
-        if not latest:
+            return await client.find_latest_image(name)
+
+        latest = await self._ask(question)
+        if latest == "":
             raise EmptyDirectoryError(name=name)
         return latest
 
-    @asynccontextmanager
-    async def _asking(self) -> AsyncIterator[ImageServerClient]:
-        """The warm connection, for short questions; a fresh one when the server closed it."""
-        async with self._lock:
-            with self._explained():
+    async def _ask(self, question: Callable[[ImageServerClient], Awaitable[T]]) -> T:
+        """Ask over the warm connection; over a fresh one when that has gone stale."""
+        with _Explained(self.address):
+            async with self._lock, asyncio.timeout(ASK_SECONDS):
                 warm, self._warm = self._warm, None
-                if warm is not None and warm.client.conn.is_closed:
-                    await warm.close()
-                    warm = None
-                client = warm or await self._dial()
-                try:
-                    yield client
-                except BaseException as error:
-                    if not isinstance(error, CallError):
-                        client.client.conn.abort()
+                if warm is not None:
+                    try:
+                        answer = await question(warm)
+                    except CallError:
+                        self._warm = warm
                         raise
-                    self._warm = client
+                    except (ConnectionClosedError, PeerStalledError, TlsError):
+                        pass
+                    else:
+                        self._warm = warm
+                        return answer
+                client = await self._dial()
+                try:
+                    answer = await question(client)
+                except BaseException:
+                    client.client.conn.abort()
                     raise
                 self._warm = client
+                return answer
 
     async def _dial(self) -> ImageServerClient:
         return await ImageServerClient.connect(self.address, self._credentials)
-
-    def _explained(self) -> "_Explained":
-        return _Explained(self.address)
 
     async def _fetch(self, name: str, timeout_ns: int) -> KnownImage:
         """Fetch a tree, on a connection of its own: it may be large, or long in coming.
@@ -186,9 +193,10 @@ class Images:
             task.exception()  # seen: callers may have gone away
 
     async def _fetch_now(self, name: str, timeout_ns: int) -> KnownImage | None:
-        with self._explained():
-            async with await self._dial() as client:
-                image = await client.get_image(name, timeout_ns)
+        with _Explained(self.address):
+            async with asyncio.timeout(timeout_ns / 1e9 + FETCH_SECONDS):
+                async with await self._dial() as client:
+                    image = await client.get_image(name, timeout_ns)
         if image is None:
             return None
         tree = image.file_system
@@ -215,7 +223,9 @@ class _Explained:
         if isinstance(error, (ConnectionClosedError, PeerStalledError)):
             detail = f"it went away in the middle of an answer ({describe(error)})"
             raise ImageServerError(server=self._server, detail=detail) from error
-        if isinstance(error, (OSError, TimeoutError)) or (
+        if isinstance(error, TimeoutError):
+            raise ImageServerError(server=self._server, detail="it does not answer") from error
+        if isinstance(error, OSError) or (
             isinstance(error, SmallStackError)
             and type(error).__module__.startswith("smallstack.srpc")
         ):

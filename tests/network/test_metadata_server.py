@@ -63,10 +63,10 @@ def get(path: str, method: str = "GET", timeout: float = 10) -> tuple[int, bytes
         connection.close()
 
 
-def silent(port: int = 80, source: str | None = None) -> bool:
+def silent(port: int = 80) -> bool:
     """Whether a connection gets no answer at all, not even a refusal."""
     with socket.socket() as made:
-        made.settimeout(1)
+        made.settimeout(0.4)
         try:
             made.connect((METADATA, port))
         except TimeoutError:
@@ -113,10 +113,9 @@ async def test_without_a_gateway(service: MetadataServer, guard: Guard, plug: Pl
     """A guest that knows 169.254.169.254 to be on its link asks for it by ARP."""
     guest = plug("198.51.100.5")
     await add(service, guard, guest, None)
-    code, said = await guest.program(
-        "sh", "-c", "ip route del default && ip route add 169.254.169.254 dev eth0"
-    )
+    code, said = await guest.program("ip", "route", "del", "default")
     assert code == 0, said
+    await on_link(guest)
     assert await guest.run(lambda: get("/datasource/SmallStack")) == (200, b"true\n")
 
 
@@ -166,6 +165,30 @@ async def test_nobody_passes_for_another(
         await guard.revoke(thief.port)
     assert await thief.run(silent)
     assert await thief.run(lambda: silent(CONTROL_PORT))
+    await on_link(thief)
+    assert await thief.run(silent)
+    assert await thief.run(lambda: silent(CONTROL_PORT))
+
+
+async def on_link(guest: Guest) -> None:
+    """Send to the service's own MAC, found by ARP, instead of the gateway's."""
+    code, said = await guest.program("ip", "route", "add", METADATA, "dev", "eth0")
+    assert code == 0, said
+
+
+async def test_without_the_guard_theft_would_work(
+    service: MetadataServer, guard: Guard, plug: Plug, tmp_path: Path
+) -> None:
+    """The counter-proof: the same thief, and no rules."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"password")
+    victim, thief = plug("198.51.100.5"), plug("198.51.100.6")
+    await add(service, guard, victim, secret)
+    await guard.remove()
+    thief.set_mac(victim.mac)
+    thief.set_address(victim.ip)
+    await on_link(thief)
+    assert await thief.run(lambda: get("/latest/user-data")) == (200, b"password")
 
 
 async def test_answers_cannot_be_drawn_away(
@@ -202,8 +225,7 @@ async def test_metadata_stays_in_the_machine(
     await guard.set_uplinks(["uplink"])
     with outside.packet_socket() as wire:
         assert await outside.run(silent)
-        code, said = await outside.program("ip", "route", "add", METADATA, "dev", "eth0")
-        assert code == 0, said
+        await on_link(outside)
         assert await outside.run(silent)
         assert await guest.run(lambda: get("/datasource/SmallStack")) == (200, b"true\n")
         wire.settimeout(0.5)

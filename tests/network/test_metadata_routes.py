@@ -1,0 +1,195 @@
+"""HTTP heads and metadata routes without a network: bytes and paths in, answers out."""
+
+import http.client
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallstack.network.metadata.document import identity_document
+from smallstack.network.metadata.http import (
+    HEAD_LIMIT,
+    HttpError,
+    Reader,
+    Request,
+    response_head,
+)
+from smallstack.network.metadata.routes import PATHS, File, Missing, Text, answer
+from smallstack.network.metadata.tracers import Tracers
+from smallstack.proto.vm import Address, VmInfo
+
+
+@dataclass
+class View:
+    info: VmInfo
+    user_data: Path | None = None
+
+
+VM = View(VmInfo(address=Address(ip_address="198.51.100.5", mac_address="52:54:00:00:00:05")))
+
+
+def ask(path: str, vm: View | None = VM) -> object:
+    return answer(path, vm, 1_700_000_000_000_000_007, identity_document)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/datasource/SmallStack", "true\n"),
+        ("/latest/is-externally-patchable", "true\n"),
+        ("/latest/dynamic/epoch-time", "1700000000.000000007\n"),
+        ("/", "datasource\nlatest\n"),
+        ("/latest", "dynamic\nis-externally-patchable\nuser-data\n"),
+        ("/latest/", "dynamic\nis-externally-patchable\nuser-data\n"),
+        ("/latest/dynamic/", "epoch-time\ninstance-identity\n"),
+        ("/latest/dynamic/instance-identity", "document\n"),
+        ("/lat", "est\n"),
+        (
+            "/*",
+            "datasource/SmallStack\nlatest/dynamic/epoch-time\n"
+            "latest/dynamic/instance-identity/document\nlatest/is-externally-patchable\n"
+            "latest/user-data\n",
+        ),
+    ],
+)
+def test_text(path: str, expected: str) -> None:
+    assert ask(path) == Text(expected.encode())
+
+
+def test_document() -> None:
+    found = cast(Text, ask("/latest/dynamic/instance-identity/document"))
+    assert found.body.startswith(
+        b'{\n    "Address": {\n        "IpAddress": "198.51.100.5",\n'
+        b'        "MacAddress": "52:54:00:00:00:05"\n    },\n'
+    )
+    assert b'\n    "State": "starting"' in found.body
+    assert found.body.endswith(b"\n}\n")
+
+
+def test_user_data() -> None:
+    assert ask("/latest/user-data") == Missing()
+    assert ask("/latest/user-data", View(VM.info, Path("/x"))) == File(Path("/x"))
+
+
+@pytest.mark.parametrize(
+    "path", ["", "*", "//", "/latest//", "/latest/user-data/", "/latest/meta-data", "latest", "/x"]
+)
+def test_missing(path: str) -> None:
+    assert ask(path) == Missing()
+
+
+@given(st.one_of(st.sampled_from(sorted(PATHS)), st.text(max_size=60)))
+def test_strangers_get_nothing(path: str) -> None:
+    assert ask(path, None) == Missing()
+    assert isinstance(ask(path), Text | Missing)
+
+
+# HTTP
+
+
+def read(data: bytes, step: int = 0) -> list[Request]:
+    reader, found = Reader(), []
+    for at in range(0, len(data), step or len(data) or 1):
+        reader.feed(data[at : at + (step or len(data))])
+        while (request := reader.next_request()) is not None:
+            found.append(request)
+    return found
+
+
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_requests(step: int) -> None:
+    data = (
+        b"GET /a%20b?q#f HTTP/1.1\r\nHost: x\r\n\r\n"
+        b"\r\nHEAD http://169.254.169.254/c HTTP/1.1\nConnection: Close\n\n"
+        b"GET http://169.254.169.254 HTTP/1.0\r\n\r\n"
+        b"GET /d HTTP/1.0\r\nConnection: x, keep-alive\r\n\r\n"
+        b"PUT /e HTTP/1.1\r\nContent-Length: 5\r\n\r\n"
+        b"OPTIONS * HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+        b"GET /f HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    assert read(data, step) == [
+        Request("GET", "/a b", True),
+        Request("HEAD", "/c", False),
+        Request("GET", "/", False),
+        Request("GET", "/d", True),
+        Request("PUT", "/e", False),
+        Request("OPTIONS", "*", True),
+        Request("GET", "/f", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /\r\n\r\n", 400),
+        (b"GET  / HTTP/1.1\r\n\r\n", 400),
+        (b"G(T / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTX/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\n\r\n", 505),
+        (b"GET x HTTP/1.1\r\n\r\n", 400),
+        (b"GET ftp://x/ HTTP/1.1\r\n\r\n", 400),
+        (b"GET /\x01 HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n folded: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\na : x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\na: \0\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\na: x\ry\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 101 + b"\r\n", 431),
+        (b"G" * HEAD_LIMIT, 431),
+        (b"GET /" + b"x" * HEAD_LIMIT + b" HTTP/1.1\r\n\r\n", 431),
+    ],
+)
+def test_refused(data: bytes, status: int) -> None:
+    with pytest.raises(HttpError) as caught:
+        read(data)
+    assert caught.value.status == status
+
+
+@given(st.binary(max_size=300), st.integers(1, 50))
+def test_nonsense(data: bytes, step: int) -> None:
+    """However it is cut up, the same bytes give the same requests or the same refusal."""
+
+    def run(size: int) -> tuple[list[Request], str]:
+        try:
+            return read(data, size), ""
+        except HttpError as error:
+            return [], str(error)
+
+    assert run(step)[1] == run(0)[1]
+    if not run(0)[1]:
+        assert run(step) == run(0)
+
+
+class Wire:
+    """What http.client reads from instead of a socket."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        assert mode == "rb"
+        return io.BytesIO(self.data)
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 431, 505])
+def test_response(status: int) -> None:
+    head = response_head(status, 4, "text/plain", keep_alive=True, now=1_700_000_000.5)
+    reply = http.client.HTTPResponse(cast("http.client.socket", Wire(head + b"bodyrest")))  # type: ignore[name-defined]
+    reply.begin()
+    assert (reply.status, reply.read()) == (status, b"body")
+    assert reply.headers["Date"] == "Tue, 14 Nov 2023 22:13:20 GMT"
+    assert reply.headers["Connection"] == "keep-alive"
+
+
+async def test_tracers_bound_what_waits() -> None:
+    tracers = Tracers()
+    tracer = tracers.open("198.51.100.5")
+    for number in range(100):
+        tracers.offer("198.51.100.5", f"/{number}")
+    tracers.end("198.51.100.5")
+    tracer.close()
+    tracers.offer("198.51.100.5", "/late")
+    assert [path async for path in tracer] == [f"/{number}" for number in range(16)]

@@ -33,7 +33,7 @@ class Certificates:
 
     def user(self, name: str, **rights: Any) -> ClientCredentials:
         """A new certificate."""
-        place = self.directory / "users" / name
+        place = self.directory / "users" / f"{name}-{len(rights)}-{hash(str(rights)):x}"
         if not place.exists():
             pki.issue(self.authority, name, **rights).write(place)
         return ClientCredentials.load(place)

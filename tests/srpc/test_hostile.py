@@ -108,6 +108,7 @@ async def test_silence_and_slow_openings_end(serve: Serve, certificates: Certifi
         assert await _drain(silent) == b""
         assert (await _drain(slow)).startswith(b"HTTP/1.0 408 Request Timeout\r\n")
         assert await _drain(page) == b""
+        writer.close()
         await running.server.wait_empty()
 
 

@@ -45,6 +45,9 @@ MAX_CONNECTIONS: Final = 20_000
 MAX_HANDSHAKES: Final = 1_000
 """Unfinished handshakes; a further one pushes the oldest out."""
 
+LARGE_REPLIES: Final = frozenset({"ImageServer.GetImage", "Hypervisor.ScanVmRoot"})
+"""Methods whose replies hold trees of any size: 10,000 inodes take 6 ms to encode."""
+
 _log = logging.getLogger("smallstack.srpc")
 _LF: Final = b"\n"
 Req = TypeVar("Req")
@@ -191,6 +194,8 @@ class Server:
         try:
             if await self._open(conn, tls_peer):
                 await self._calls(conn)
+            if not self._closing:
+                await conn.linger()
         except (ConnectionClosedError, PeerStalledError) as error:
             _log.debug("%s", error)
         except RemoteProtocolError as error:
@@ -447,7 +452,10 @@ async def _request_reply(found: _Registered, call: Call) -> str:
         conn.write(framing.error_line("internal error: the server's log has more"))
         return "error"
     conn.write(_LF)
-    conn.encode(reply)
+    if call.method.name in LARGE_REPLIES:
+        await conn.encode_in_thread(reply)
+    else:
+        conn.encode(reply)
     return "ok"
 
 

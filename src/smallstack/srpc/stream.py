@@ -34,7 +34,9 @@ WRITE_HIGH: Final = 256 * 1024
 KEEP_ALIVE_SECONDS: Final = 300
 TLS_TIMEOUT: Final = 60.0
 STALL_TIMEOUT: Final = 60.0
+LINGER_TIMEOUT: Final = 2.0
 _SLICE: Final = 64 * 1024
+_TURN: Final = 256 * 1024
 MAX_LINE: Final = 64 * 1024
 
 
@@ -67,6 +69,7 @@ class Stream(asyncio.Protocol):
         self._reader: asyncio.Future[None] | None = None
         self._pending: list[bytes] = []
         self._pending_size = 0
+        self._since_turn = 0
         self._dropped = False
         self._writing_paused = False
         self._writer: asyncio.Future[None] | None = None
@@ -216,9 +219,13 @@ class Stream(asyncio.Protocol):
     async def flush(self) -> None:
         """Send what is queued; waits while the peer is slow in taking it.
 
+        Also with a peer that takes everything at once, others get their turn in between.
         Raises ConnectionClosedError, PeerStalledError.
         """
         self.push()
+        if self._since_turn > _TURN:
+            self._since_turn = 0
+            await asyncio.sleep(0)
         while self._writing_paused:
             before = self._unsent()
             self._writer = self._loop.create_future()
@@ -280,13 +287,28 @@ class Stream(asyncio.Protocol):
         if transport is None:
             return
         self.push()
-        if self._tls is not None and self._tls_ready and self._outgoing is not None:
-            try:
-                self._tls.unwrap()
-            except (ssl.SSLError, OSError):
-                pass  # the peer's own word of farewell is not waited for
-            self._send_encrypted()
+        self._say_farewell()
         transport.close()
+
+    async def linger(self, timeout: float = LINGER_TIMEOUT) -> None:
+        """End our side and throw away what still comes, until the peer ends its own.
+
+        A connection that is closed while the peer still sends is reset by the system, and the
+        reset overtakes what was last said: a peer would never see why it was turned away.
+        """
+        transport = self._transport
+        if transport is None or self._eof or transport.is_closing():
+            return
+        self.push()
+        self._say_farewell()
+        transport.write_eof()
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._eof:
+                    self._buffer.clear()
+                    await self._more()
+        except TimeoutError:
+            pass
 
     def abort(self) -> None:
         """Drop the connection and what is queued."""
@@ -381,6 +403,15 @@ class Stream(asyncio.Protocol):
         if self._outgoing is not None and self._outgoing.pending:
             self._send_encrypted()  # a key update to answer
 
+    def _say_farewell(self) -> None:
+        if self._tls is None or not self._tls_ready:
+            return
+        try:
+            self._tls.unwrap()
+        except (ssl.SSLError, OSError, ValueError):
+            pass  # the peer's own word of farewell is not waited for
+        self._send_encrypted()
+
     def _send_encrypted(self) -> None:
         if self._outgoing is not None and self._outgoing.pending and self._transport is not None:
             self._transport.write(self._outgoing.read())
@@ -395,7 +426,8 @@ class Stream(asyncio.Protocol):
         data = pending[0] if len(pending) == 1 else b"".join(pending)
         pending.clear()
         self._pending_size = 0
-        if self._transport is None:
+        self._since_turn += len(data)
+        if self._transport is None or self._transport.is_closing():
             self._dropped = True
             return
         if self._tls is None:

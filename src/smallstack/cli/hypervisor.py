@@ -14,8 +14,9 @@ from smallstack.telemetry.errors import SmallStackError
 @click.command("hypervisor")
 @click.option("--config", type=click.Path(path_type=Path), help="settings file (TOML)")
 @click.option("--show-config", "show", is_flag=True, help="print every setting and its origin")
+@click.option("--pid-file", type=click.Path(path_type=Path), help="write the process id here")
 @click_options(SETTINGS)
-def hypervisor(config: Path | None, show: bool, **flags: Any) -> None:
+def hypervisor(config: Path | None, show: bool, pid_file: Path | None, **flags: Any) -> None:
     """Run VMs on this machine, for callers over RPC."""
     try:
         values = load(SETTINGS, flags, file=config, section="hypervisor")
@@ -38,4 +39,4 @@ def hypervisor(config: Path | None, show: bool, **flags: Any) -> None:
     async def main(runtime: Runtime) -> None:
         await serve(values, runtime)
 
-    sys.exit(run(main))
+    sys.exit(run(main, pid_file=pid_file))

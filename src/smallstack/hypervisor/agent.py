@@ -249,7 +249,7 @@ class Agent:
         await parts.ledger.reconcile(unreadable)
         await asyncio.to_thread(self._warn_of_strays, {*self.vms, *unreadable})
         await parts.wiring.install(vm.info for vm in self.vms.values() if is_up(vm.state))
-        await parts.wiring.remove_leftovers(self.vms)
+        await parts.wiring.remove_leftovers(vm.info for vm in self.vms.values())
 
     async def resume(self) -> None:
         """Find every VM that its record says should run; returns when all were looked for.

@@ -362,7 +362,6 @@ class Service:
             for subnet in set(request.delete).intersection(holding.subnet_ids):
                 raise SubnetInUseError(subnet=subnet, ip=ip)
         await parts.book.update_subnets(request.add, request.change, request.delete)
-        await parts.wiring.subnets_changed()
         return proto.UpdateSubnetsResponse()
 
     async def _subnets(

@@ -56,10 +56,10 @@ async def _both(one: Awaitable[Any], other: Awaitable[Any]) -> None:
 
 async def test_lines_blocks_and_pieces() -> None:
     async with pair() as (one, other):
-        one.write(b"first\nsec")
+        one.write(b"first\nse")
         await one.flush()
         assert await other.read_line() == b"first"
-        one.write(b"ond\r\n1234567890rest")
+        one.write(b"cond\r\n1234567890rest")
         await one.flush()
         assert await other.read_line() == b"second\r"
         assert await other.read_exactly(4) == b"1234"

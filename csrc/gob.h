@@ -175,8 +175,30 @@ int gob_scan_run(struct gob_scan *scan, const struct gob_types *types, struct go
 /* Steps over one value (no definitions inside). */
 int gob_skip(const struct gob_types *types, uint32_t type, struct gob_cursor *in);
 
-void gob_buffer_free(struct gob_buffer *out);
-int gob_buffer_reserve(struct gob_buffer *out, size_t more);
+static inline void gob_buffer_free(struct gob_buffer *out)
+{
+    free(out->data);
+    *out = (struct gob_buffer){0};
+}
+
+static inline int gob_buffer_reserve(struct gob_buffer *out, size_t more)
+{
+    if (out->failed)
+        return GOB_E_MEMORY;
+    size_t want = out->len + more;
+    size_t cap = out->cap < 512 ? 512 : out->cap;
+    while (cap < want && cap <= SIZE_MAX / 2)
+        cap *= 2;
+    uint8_t *data = want < out->len || cap < want ? NULL : realloc(out->data, cap);
+    if (!data) {
+        out->failed = 1;
+        out->len = out->cap; /* nothing more is written */
+        return GOB_E_MEMORY;
+    }
+    out->data = data;
+    out->cap = cap;
+    return 0;
+}
 
 static inline void gob_write(struct gob_buffer *out, const void *data, size_t length)
 {
@@ -215,9 +237,49 @@ static inline void gob_write_bytes(struct gob_buffer *out, const void *data, siz
 }
 
 /* n bytes as n unsigned integers, as arrays of small numbers are sent. */
-void gob_write_byte_array(struct gob_buffer *out, const uint8_t *data, size_t count);
+static inline void gob_write_byte_array(struct gob_buffer *out, const uint8_t *data, size_t count)
+{
+    if (out->cap - out->len < 2 * count && gob_buffer_reserve(out, 2 * count))
+        return;
+    uint8_t *at = out->data + out->len;
+    for (size_t i = 0; i < count; i++) {
+        if (data[i] > 0x7f)
+            *at++ = 0xff;
+        *at++ = data[i];
+    }
+    out->len = (size_t)(at - out->data);
+}
 
 /* The reverse, without the count. */
-int gob_read_byte_array(struct gob_cursor *in, uint8_t *data, size_t count);
+static inline int gob_read_byte_array(struct gob_cursor *in, uint8_t *data, size_t count)
+{
+    const uint8_t *at = in->at, *end = in->end;
+    if ((size_t)(end - at) >= 2 * count) { /* the usual case: no checks on the way */
+        size_t i = 0;
+        for (; i < count; i++) {
+            uint8_t first = *at++;
+            if (first > 0x7f) {
+                if (first != 0xff)
+                    break;
+                first = *at++;
+            }
+            data[i] = first;
+        }
+        if (i == count) {
+            in->at = at;
+            return 0;
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        uint64_t value;
+        int result = gob_read_uint(in, &value);
+        if (result)
+            return result;
+        if (value > 0xff)
+            return GOB_E_VALUE;
+        data[i] = (uint8_t)value;
+    }
+    return 0;
+}
 
 #endif

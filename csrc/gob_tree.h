@@ -11,6 +11,8 @@
 #include "tree.h"
 #include "tree_check.h"
 
+#include <sys/stat.h>
+
 enum gob_tree_kind {
     GOB_TREE_DIRECTORY,
     GOB_TREE_REGULAR,
@@ -21,7 +23,10 @@ enum gob_tree_kind {
 };
 
 /* The names under which the kinds travel, such as "*filesystem.RegularInode". */
-extern const char *const gob_tree_names[GOB_TREE_KINDS];
+static const char *const gob_tree_names[GOB_TREE_KINDS] = {
+    "*filesystem.DirectoryInode", "*filesystem.RegularInode", "*filesystem.ComputedRegularInode",
+    "*filesystem.SymlinkInode",   "*filesystem.SpecialInode",
+};
 
 struct gob_tree {
     struct gob_buffer inodes;  /* struct ss_inode, root first, then by number */
@@ -49,7 +54,19 @@ struct gob_tree_announcement {
 };
 
 /* The kind of an inode. */
-enum gob_tree_kind gob_tree_kind_of(const struct ss_inode *inode);
+static inline enum gob_tree_kind gob_tree_kind_of(const struct ss_inode *inode)
+{
+    switch (inode->mode & S_IFMT) {
+    case S_IFDIR:
+        return GOB_TREE_DIRECTORY;
+    case S_IFLNK:
+        return GOB_TREE_SYMLINK;
+    case S_IFREG:
+        return inode->flags & SS_INODE_COMPUTED ? GOB_TREE_COMPUTED : GOB_TREE_REGULAR;
+    default:
+        return GOB_TREE_SPECIAL;
+    }
+}
 
 /* Writes the fields of a FileSystem, from inodes in order of their numbers, to the end of message;
  * where a definition interrupts it, the message so far goes to done and starts anew. */

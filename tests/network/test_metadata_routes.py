@@ -18,6 +18,7 @@ from smallstack.network.metadata.http import (
     Request,
     response_head,
 )
+from smallstack.network.metadata.pace import Pace
 from smallstack.network.metadata.routes import PATHS, File, Missing, Text, answer
 from smallstack.network.metadata.tracers import Tracers
 from smallstack.proto.vm import Address, VmInfo
@@ -193,3 +194,27 @@ async def test_tracers_bound_what_waits() -> None:
     tracer.close()
     tracers.offer("198.51.100.5", "/late")
     assert [path async for path in tracer] == [f"/{number}" for number in range(16)]
+
+
+@given(st.lists(st.floats(0, 10), max_size=300), st.integers(1, 50), st.integers(1, 50))
+def test_pace(gaps: list[float], rate: int, burst: int) -> None:
+    """Whoever waits as told gets ``burst`` and no more than ``rate`` a second beyond it."""
+    pace, now = Pace(rate, burst), 100.0
+    served: list[float] = []
+    for gap in gaps:
+        now = max(now + gap, served[-1] if served else 0)
+        served.append(now + pace.delay("x", now))
+    for at, first in enumerate(served):
+        for count, last in enumerate(served[at:], 1):
+            assert count <= burst + rate * (last - first) + 1 + 1e-6
+    assert pace.delay("y", now) == 0
+    assert all(pace.delay("z", 1000) < 1e-6 for _ in range(burst))
+    assert pace.delay("z", 1000) > 0.5 / rate
+
+
+def test_pace_forgets() -> None:
+    pace = Pace(1, 1)
+    assert (pace.delay("x", 10), pace.delay("x", 10)) == (0, 1)
+    pace.forget("x")
+    pace.forget("x")
+    assert pace.delay("x", 10) == 0

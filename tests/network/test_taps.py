@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from smallstack.network.dhcp.server import DhcpServer
 from smallstack.network.errors import (
     BridgeMissingError,
     DhcpPortError,
+    GuardError,
     NotABridgeError,
     TapBusyError,
     TapError,
 )
-from smallstack.network.guard import Guard
+from smallstack.network.guard import DHCP_BURST, DHCP_PER_SECOND, Guard, Guest
 from smallstack.network.netlink import Netlink
 from smallstack.network.tap import (
     Tap,
@@ -336,6 +338,57 @@ async def test_the_vlan_of_a_bridge(netlink: Netlink) -> None:
     run("ip link set up0.7 master br7")
     (listed,) = await list_bridges(netlink)
     assert (listed.index, listed.vlan_id, listed.uplinks) == (made.index, 7, ("up0.7",))
+
+
+async def test_a_flood_of_requests_is_cut_off(
+    netlink: Netlink, bridge: Bridge, guard: Guard, server: DhcpServer
+) -> None:
+    """One guest floods; another is served as ever."""
+    server.add_lease(OTHER_MAC, OTHER_IP, SUBNET)
+    first = await make(netlink, guard, bridge, IP, MAC)
+    second = await make(netlink, guard, bridge, OTHER_IP, OTHER_MAC)
+    flood, wire = Wire(first), Wire(second)
+    begin = time.monotonic()
+    for _ in range(2000):
+        flood.send(Discover(MAC).frame())
+    wire.send(Discover(OTHER_MAC, xid=7).frame())
+    assert (await wire.reply()).xid == 7
+    allowed = DHCP_BURST + DHCP_PER_SECOND * (time.monotonic() - begin) + 1
+    assert 1 <= server.counters["unknown client"] <= allowed
+    first.close()
+    second.close()
+
+
+async def test_a_thousand_guests_in_one_transaction(netlink: Netlink, guard: Guard) -> None:
+    guests = [
+        Guest(
+            f"ss-{n:08x}",
+            f"52:54:00:00:{n >> 8:02x}:{n & 255:02x}",
+            f"10.0.{n >> 8}.{n & 255}",
+            MAC,
+        )
+        for n in range(1000)
+    ]
+    await guard.install(guests=guests)
+    keys = await netlink.run(lambda sockets: sockets.nft.elements("smallstack", "dhcp"))
+    assert len(keys) == len(set(keys)) == 2000
+    assert await netlink.run(lambda sockets: sockets.nft.has_table("smallstack"))
+    await guard.remove()
+    assert not await netlink.run(lambda sockets: sockets.nft.has_table("smallstack"))
+
+
+async def test_a_refused_transaction_changes_nothing(netlink: Netlink, guard: Guard) -> None:
+    await guard.allow("ss-c6336405", MAC, IP)
+    before = run("nft list ruleset")
+    run("nft delete element bridge smallstack hardware '{ \"ss-c6336405\" . 52:54:c6:33:64:05 }'")
+    broken = run("nft list ruleset")
+    assert broken != before
+    with pytest.raises(GuardError, match=r"cannot shut 198.51.100.5 out: .*No such file"):
+        await guard.revoke("ss-c6336405")
+    assert run("nft list ruleset") == broken
+    await guard.install(guests=guard.state.guests.values())
+    assert run("nft list ruleset") == before
+    await guard.revoke("ss-c6336405")
 
 
 def run(command: str) -> str:

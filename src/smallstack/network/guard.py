@@ -9,6 +9,7 @@ have them::
     guest:       IPv4 or ARP from 169.254.169.254 -> drop
                  IPv4 to 169.254.169.254: iifname . ether saddr . ip saddr in @metadata
                      -> destination MAC becomes that of the metadata service, accept; else drop
+                 UDP to port 67, over 20 a second from one tap -> drop
                  UDP to port 67: iifname . ether saddr . ip saddr in @dhcp (the VM's own address
                      or 0.0.0.0) and iifname . chaddr in @hardware -> accept
                  UDP to port 67: iifname . ether saddr in @external (no address of ours) and
@@ -45,6 +46,8 @@ from smallstack.telemetry.errors import describe
 
 TABLE = "smallstack"
 METADATA_ADDRESS = IPv4Address("169.254.169.254")
+DHCP_PER_SECOND, DHCP_BURST = 20, 20
+"""How many DHCP messages of one guest the agent has to look at."""
 _LINK_LOCAL = bytes([169, 254])
 _IPV4, _ARP = b"\x08\x00", b"\x08\x06"
 _UDP = b"\x11"
@@ -104,6 +107,7 @@ def build(state: State) -> nf.Batch:
     batch.add_set("identity", triple)
     batch.add_set("metadata", triple, nf.ETHER_ADDR)
     batch.add_set("hardware", [nf.IFNAME, nf.ETHER_ADDR])
+    batch.add_set("pace", [nf.IFNAME], timeout=60)
     batch.add_set("external", [nf.IFNAME, nf.ETHER_ADDR])
     for chain in ("guest", "link-local"):
         batch.add_chain(chain)
@@ -176,6 +180,11 @@ def _rules() -> Iterable[tuple[str, tuple[bytes, ...]]]:
         nf.meta(nf.META_IIFNAME, _NAME),
         nf.payload(nf.TRANSPORT, 8 + 28, 6, _MAC),
         nf.lookup("hardware"),
+    )
+    too_fast = nf.over_rate("pace", DHCP_PER_SECOND, DHCP_BURST)
+    yield (
+        "guest",
+        (*to_port(67), nf.meta(nf.META_IIFNAME), too_fast, nf.counter(), drop),
     )
     yield "guest", (*to_port(67), *source, nf.lookup("dhcp"), *hardware, accept)
     yield "guest", (*to_port(67), *source[:2], nf.lookup("external"), *hardware, accept)

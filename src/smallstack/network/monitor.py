@@ -7,7 +7,9 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from smallstack.network.names import TAP_PREFIXES
 from smallstack.network.netlink import Netlink, Sockets
@@ -15,16 +17,23 @@ from smallstack.network.nfnetlink import attributes
 
 _RTMGRP_LINK = 1
 _HEADER = struct.Struct("=IHHII")
+_INTERFACE = struct.Struct("=BxHiII")
 _NEW_LINK, _DEL_LINK = 16, 17
-_IFINFO_SIZE = 16
-_IFLA_IFNAME = 3
+_IFLA_IFNAME, _IFLA_MASTER = 3, 10
+
+
+class LinkChange(NamedTuple):
+    """An interface as it is now: the index of its bridge, 0 for none and for one that is gone."""
+
+    name: str
+    master: int
 
 
 class LinkMonitor:
-    """Calls back, on the event loop, after an interface that is not a tap of ours has come, gone
-    or changed; once for a burst of changes."""
+    """Calls back, on the event loop, with what has changed among the interfaces that are not taps
+    of ours; with None when messages were lost, so that anything may have changed."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[Sequence[LinkChange] | None], None]) -> None:
         self._changed = changed
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0
@@ -38,7 +47,7 @@ class LinkMonitor:
         self._socket.close()
 
     def _readable(self) -> None:
-        matters = False
+        changes: list[LinkChange] = []
         for _ in range(64):
             try:
                 data = self._socket.recv(65536)
@@ -47,11 +56,11 @@ class LinkMonitor:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                matters = True  # messages were lost: anything may have changed
-                continue
-            matters = matters or any(map(_is_foreign, link_names(data)))
-        if matters:
-            self._changed()
+                self._changed(None)
+                return
+            changes += (c for c in link_changes(data) if not c.name.startswith(TAP_PREFIXES))
+        if changes:
+            self._changed(changes)
 
 
 async def until_operational(netlink: Netlink, name: str, seconds: float) -> bool:
@@ -60,8 +69,8 @@ async def until_operational(netlink: Netlink, name: str, seconds: float) -> bool
     A bridge gets its carrier with its first port, but drops whatever is sent through it until a
     worker of the kernel has taken note, some ms later: the first DHCP reply would be lost.
     """
-    changed = asyncio.Event()
-    monitor = LinkMonitor(changed.set)
+    event = asyncio.Event()
+    monitor = LinkMonitor(lambda _changes: event.set())
 
     def look(sockets: Sockets) -> bool:
         links = list(sockets.route.get_links(ifname=name))
@@ -70,8 +79,8 @@ async def until_operational(netlink: Netlink, name: str, seconds: float) -> bool
     try:
         async with asyncio.timeout(seconds):
             while not await netlink.run(look):
-                await changed.wait()
-                changed.clear()
+                await event.wait()
+                event.clear()
     except TimeoutError:
         return False
     finally:
@@ -79,21 +88,20 @@ async def until_operational(netlink: Netlink, name: str, seconds: float) -> bool
     return True
 
 
-def link_names(data: bytes) -> list[str]:
-    """The names of the interfaces that a run of messages is about."""
-    names = []
+def link_changes(data: bytes) -> list[LinkChange]:
+    """What a run of messages says; those about bridge ports as such say nothing new."""
+    changes = []
     at = 0
     while at + _HEADER.size <= len(data):
         size, kind, _flags, _sequence, _port = _HEADER.unpack_from(data, at)
+        body = data[at + _HEADER.size : at + size]
         if size < _HEADER.size:
             break
-        if kind in {_NEW_LINK, _DEL_LINK}:
-            body = data[at + _HEADER.size + _IFINFO_SIZE : at + size]
-            found = attributes(body).get(_IFLA_IFNAME, [])
-            names += [name.rstrip(b"\0").decode(errors="replace") for name in found]
+        if kind in {_NEW_LINK, _DEL_LINK} and len(body) >= _INTERFACE.size and body[0] == 0:
+            found = attributes(body[_INTERFACE.size :])
+            master = int.from_bytes(found.get(_IFLA_MASTER, [b""])[0], sys.byteorder)
+            for name in found.get(_IFLA_IFNAME, []):
+                text = name.rstrip(b"\0").decode(errors="replace")
+                changes.append(LinkChange(text, master if kind == _NEW_LINK else 0))
         at += (size + 3) & ~3
-    return names
-
-
-def _is_foreign(name: str) -> bool:
-    return not name.startswith(TAP_PREFIXES)
+    return changes

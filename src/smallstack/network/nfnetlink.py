@@ -24,6 +24,7 @@ _GET_TABLE = 1
 _NEW_SET, _NEW_ELEMENT, _GET_ELEMENT, _DEL_ELEMENT = 9, 12, 13, 14
 _REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_SEND_BUFFER = 4 << 20
 
 PREROUTING, FORWARD, POSTROUTING = 0, 2, 4
 DSTNAT_PRIORITY: Final = -300  # NF_BR_PRI_NAT_DST_BRIDGED
@@ -32,7 +33,7 @@ FILTER_PRIORITY: Final = 0
 # Key and data types as `nft list` shows them; a concatenation is its parts, six bits each.
 ETHER_ADDR, IPV4_ADDR, IFNAME = 9, 7, 41
 IFNAME_LENGTH: Final = 16
-MAP: Final = 8  # NFT_SET_MAP
+MAP, TIMEOUT, EVAL = 0x8, 0x10, 0x20  # NFT_SET_*
 
 DROP, ACCEPT, JUMP = 0, 1, -3
 LINK, NETWORK, TRANSPORT = 0, 1, 2
@@ -60,8 +61,12 @@ def _text(kind: int, value: str) -> bytes:
     return attribute(kind, value.encode() + b"\0")
 
 
+def _bare(name: str, *parts: bytes) -> bytes:
+    return _text(1, name) + nested(2, *parts)
+
+
 def _expression(name: str, *parts: bytes) -> bytes:
-    return nested(1, _text(1, name), nested(2, *parts))
+    return nested(1, _bare(name, *parts))
 
 
 # Expressions of a rule, in the order in which the kernel runs them.
@@ -118,6 +123,21 @@ def lookup(set_name: str, register: int = REGISTER, into: int | None = None) -> 
     if into is not None:
         parts.append(_be32(3, into))
     return _expression("lookup", *parts)
+
+
+def over_rate(set_name: str, per_second: int, burst: int, register: int = REGISTER) -> bytes:
+    """Go on only if packets with the key at ``register`` come faster; the set keeps the count."""
+    limit = _bare(
+        "limit",
+        attribute(1, struct.pack(">Q", per_second)),
+        attribute(2, struct.pack(">Q", 1)),
+        _be32(3, burst),
+        _be32(4, 0),  # packets
+        _be32(5, 1),  # NFT_LIMIT_F_INV
+    )
+    return _expression(
+        "dynset", _text(1, set_name), _be32(3, 0), _be32(4, register), nested(7, limit)
+    )
 
 
 def verdict(code: int, chain: str = "") -> bytes:
@@ -177,20 +197,27 @@ class Batch:
             nested(4, *expressions),
         )
 
-    def add_set(self, name: str, key: Sequence[int], value: int | None = None) -> None:
-        """A set, or with a ``value`` type a map. Keys are types in the order of the registers."""
+    def add_set(
+        self, name: str, key: Sequence[int], value: int | None = None, timeout: int = 0
+    ) -> None:
+        """A set, or with a ``value`` type a map. Keys are types in the order of the registers.
+
+        With a ``timeout``, in seconds, packets put the elements and they go by themselves.
+        """
         key_type = 0
         for part in key:
             key_type = key_type << 6 | part
         parts = [
             _text(1, self.table),
             _text(2, name),
-            _be32(3, 0 if value is None else MAP),
+            _be32(3, (0 if value is None else MAP) | (EVAL | TIMEOUT if timeout else 0)),
             _be32(4, key_type),
             _be32(5, sum(map(_register_length, key))),
         ]
         if value is not None:
             parts += [_be32(6, value), _be32(7, _length(value))]
+        if timeout:
+            parts.append(attribute(11, struct.pack(">Q", timeout * 1000)))
         if list(key) == [IFNAME]:
             # For `nft list` alone, which else takes a name for a big-endian number: a host-endian
             # key, libnftnl's NFTNL_UDATA_SET_KEYBYTEORDER.
@@ -248,7 +275,12 @@ class Socket:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12
         )  # NETLINK_NETFILTER
         self._socket.bind((0, 0))
-        # The kernel echoes a failed message whole unless told not to; 1: NETLINK_CAP_ACK is 10.
+        # A transaction goes in one piece: this is room for some ten thousand elements.
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, 32, _SEND_BUFFER)  # SO_SNDBUFFORCE
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        # The kernel echoes a failed message whole unless told not to: SOL_NETLINK, NETLINK_CAP_ACK.
         self._socket.setsockopt(270, 10, 1)
 
     def close(self) -> None:

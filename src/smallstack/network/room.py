@@ -26,7 +26,7 @@ from smallstack.network.errors import NetworkError, NoUsableBridgeError, TapBusy
 from smallstack.network.guard import Guard, Guest
 from smallstack.network.metadata.server import Lookup, MetadataServer
 from smallstack.network.metadata.tracers import Tracers
-from smallstack.network.monitor import LinkMonitor, until_operational
+from smallstack.network.monitor import LinkChange, LinkMonitor, until_operational
 from smallstack.network.names import service_name
 from smallstack.network.netlink import Netlink, Sockets, interface_exists
 from smallstack.network.tap import Tap, delete_tap, open_tap, tap_name
@@ -268,7 +268,16 @@ class Network:
 
         return await self.netlink.run(work)
 
-    def _links_changed(self) -> None:
+    def _links_changed(self, changes: Sequence[LinkChange] | None) -> None:
+        uplinks = self._uplinks()
+        ours = {bridge.index for bridge in self.bridges.values()}
+        services = set(map(service_name, self.bridges))
+        if changes is not None and all(
+            (change.master in ours) == (change.name in uplinks)
+            for change in changes
+            if change.name not in services
+        ):
+            return  # as we know it; asking for all interfaces costs 1 ms for each of them
         self._again = True
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self._spawn(self._refresh())

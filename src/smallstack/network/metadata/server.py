@@ -5,7 +5,8 @@ to it that nobody else can send from it. The control port on the same address is
 `MetadataServer.control_socket` is for the daemon's listener.
 
 Bounds: 8 KiB for a request's head, 5 s to send it, 5 s between requests, 30 s for a client to take
-64 KiB, 32 connections per address, and when those are taken the newcomer is turned away.
+64 KiB, 32 connections per address, and when those are taken the newcomer is turned away; 100
+requests at once and 50 a second per address, beyond which a caller waits.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from smallstack.network.bridge import Bridge
 from smallstack.network.metadata.cable import Cable
 from smallstack.network.metadata.document import identity_document
 from smallstack.network.metadata.http import HttpError, Reader, Request, response_head
+from smallstack.network.metadata.pace import Pace
 from smallstack.network.metadata.routes import (
     BINARY,
     TEXT,
@@ -42,6 +44,7 @@ _log = logging.getLogger("smallstack.network")
 IDLE_SECONDS = 5
 STALL_SECONDS = 30
 CONNECTIONS_PER_ADDRESS = 32
+REQUESTS_PER_SECOND, REQUESTS_AT_ONCE = 50, 100
 CHUNK = 64 * 1024
 Lookup = Callable[[str], VmView | None]
 
@@ -66,6 +69,7 @@ class MetadataServer:
         self._cable: Cable | None = None
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], str] = {}
+        self._pace = Pace(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE)
 
     async def start(self, netlink: Netlink, control_port: int) -> None:
         """Connect to the bridge and serve. Raises MetadataError or NoPrivilegeError."""
@@ -98,6 +102,7 @@ class MetadataServer:
     async def remove_guest(self, ip: str) -> None:
         """Forget a VM, and hang up on it."""
         await self._connected_cable().remove_neighbour(ip)
+        self._pace.forget(ip)
         for task, peer in list(self._connections.items()):
             if peer == ip:
                 task.cancel()
@@ -157,6 +162,10 @@ class MetadataServer:
                 break
             if request is None:
                 return
+            delay = self._pace.delay(peer, time.monotonic())
+            if delay:
+                self.counters["held back"] += 1
+                await asyncio.sleep(delay)
             await self._answer(peer, request, writer)
             if not request.keep_alive:
                 break

@@ -1,0 +1,271 @@
+"""imagetool against the image server's own daemon, both as processes, over TLS."""
+
+import csv
+import io
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from smallstack.identity import pki
+
+
+@dataclass
+class Site:
+    """A running daemon and a user's certificate."""
+
+    directory: Path
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def command(self, *arguments: str | Path, user: str = "alice") -> list[str]:
+        return [
+            *(sys.executable, "-m", "smallstack.cli.imagetool"),
+            *("--image-server", f"127.0.0.1:{self.port}"),
+            *("--cert-directory", str(self.directory / user)),
+            *map(str, arguments),
+        ]
+
+    def run(self, *arguments: str | Path, user: str = "alice", data: bytes = b"") -> str:
+        done = subprocess.run(
+            self.command(*arguments, user=user), input=data, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+    def fails(self, *arguments: str | Path, user: str = "alice", status: int = 1) -> str:
+        """The one line on standard error."""
+        done = subprocess.run(
+            self.command(*arguments, user=user), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done
+        assert done.stdout == ""
+        assert status == 2 or done.stderr.count("\n") == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+
+def start(directory: Path, *arguments: str) -> Site:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        address = f"\0smallstack-test-{os.getpid()}-{port}"
+        notify.bind(address)
+        notify.settimeout(60)
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "smallstack.cli.smallstack", "imageserver"),
+                *("--state-dir", directory / "state", "--listen", "127.0.0.1"),
+                *("--port", str(port), "--log-level", "warning"),
+                *("--ca-file", directory / "ca/ca.pem"),
+                *("--cert-file", directory / "server/cert.pem"),
+                *("--key-file", directory / "server/key.pem"),
+                *arguments,
+            ],
+            env={**os.environ, "NOTIFY_SOCKET": "@" + address[1:]},
+        )
+        assert notify.recv(4096) == b"READY=1"
+    return Site(directory, port, process)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    directory = tmp_path_factory.mktemp("site")
+    authority = pki.make_ca(directory / "ca")
+    pki.issue(authority, "server", server=True).write(directory / "server")
+    pki.issue(authority, "alice", methods=["*.*"]).write(directory / "alice")
+    pki.issue(authority, "bob").write(directory / "bob")
+    running = start(directory)
+    yield running
+    running.process.terminate()
+    assert running.process.wait(30) == 0
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    made = tmp_path / "root"
+    (made / "etc").mkdir(parents=True)
+    (made / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    (made / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    (made / "large").write_bytes(os.urandom(5 << 20))
+    (made / "again").write_bytes((made / "large").read_bytes())
+    (made / "link").symlink_to("etc")
+    os.setxattr(made / "etc/passwd", "user.a", b"b")
+    return made
+
+
+def test_add_show_get(site: Site, root: Path, tmp_path: Path) -> None:
+    site.run("mkdir", "-p", "a/b")
+    out = site.run("add", "a/b/one", root)
+    assert out == "a/b/one: 4 files (10.0 MiB), 3 objects, 3 of them new (5.0 MiB)\n"
+    again = json.loads(site.run("add", "a/b/two", root, "--format", "json", "--tag", "k=v"))
+    assert (again["objects"], again["uploaded"], again["uploaded_bytes"]) == (3, 0, 0)
+    shown = json.loads(site.run("show", "a/b/two", "--format", "json"))
+    assert (shown["created_by"], shown["files"], shown["tags"]) == ("alice", 4, {"k": "v"})
+    assert shown["inodes_with_xattrs"] == 1
+    assert shown["notes"] == []
+    assert "sparse (no filter)" in site.run("show", "a/b/one")
+    rows = list(csv.DictReader(io.StringIO(site.run("show", "a/b/one", "--files", "--format=csv"))))
+    by_path = {row["path"]: row for row in rows}
+    assert by_path["/link"]["content"] == "-> etc"
+    assert by_path["/large"]["size"] == str(5 << 20)
+    assert by_path["/etc/passwd"]["xattrs"] == "user.a"
+    site.run("get", "a/b/one", tmp_path / "out")
+    done = subprocess.run(
+        ["rsync", "-aHAXnc", "--delete", "--itemize-changes", f"{root}/", f"{tmp_path}/out/"],
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b""
+
+
+def test_names_in_every_format(site: Site, root: Path) -> None:
+    site.run("mkdir", "names")
+    for number in (10, 9, 1):
+        site.run("add", f"names/v.{number}", root)
+    assert site.run("list", "names") == "names/v.1\nnames/v.9\nnames/v.10\n"
+    rows = json.loads(site.run("list", "names/", "--format", "json"))
+    assert rows[0] == {"name": "names/v.1"}
+    assert site.run("list", "names", "--format", "csv").split() == [
+        "name", "names/v.1", "names/v.9", "names/v.10",
+    ]  # fmt: skip
+    assert '"name": "names/v.9"' in site.run("list", "names", "--format", "yaml")
+    assert site.run("list", "--tag", "no=such", "names") == ""
+    assert site.run("find-latest", "names") == "names/v.1\n"
+    assert site.run("find-latest-image", "names/") == "names/v.1\n"
+    site.run("delete", "names/v.1")
+    assert json.loads(site.run("find-latest", "names", "--format=json")) == {"name": "names/v.9"}
+    assert "names" in site.run("listdirs")
+
+
+def test_archives(site: Site, root: Path, tmp_path: Path) -> None:
+    made = tmp_path / "root.tar.gz"
+    with tarfile.open(made, "w:gz") as archive:
+        archive.add(root, ".")
+    out = json.loads(site.run("add", "from-tar", made, "--format", "json"))
+    assert out["files"] == 4
+    site.run("add", "from-stdin", "-", data=made.read_bytes())
+    one, two = (
+        site.run("show", name, "--files", "--format=csv") for name in ("from-tar", "from-stdin")
+    )
+    assert one == two
+
+
+def test_filters_and_triggers(site: Site, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "filter").write_text("/large\n# a comment\n")
+    (tmp_path / "triggers").write_text('[{"MatchLines": ["/etc/hosts"], "Service": "dns"}]')
+    line = site.fails("add", "filtered", root, "--filter", tmp_path / "filter")
+    assert "/usr is not in it: leave the filter out" in line
+    (root / "usr/bin").mkdir(parents=True)
+    site.run(
+        *("add", "filtered", root, "--filter", tmp_path / "filter"),
+        *("--trigger", tmp_path / "triggers", "--expires-in", "1h"),
+    )
+    shown = json.loads(site.run("show", "filtered", "--format", "json"))
+    assert shown["kind"] == "whole machine (has a filter)"
+    assert shown["filter"] == ["/large"]
+    assert shown["triggers"] == ["dns"]
+    assert shown["expires_at"]
+    assert shown["files"] == 3
+    assert site.run("list", "filtered", "--ignore-expiring") == ""
+
+
+def test_one_line_errors(site: Site, root: Path, tmp_path: Path) -> None:
+    site.run("add", "taken", root)
+    assert site.fails("add", "taken", root) == (
+        "imagetool: image 'taken': it exists; images never change, name a new one\n"
+    )
+    assert "there is no directory 'none': `imagetool mkdir none`" in site.fails(
+        "add", "none/x", root
+    )
+    assert "is no name for an image" in site.fails("add", "../x", root)
+    assert "No such file or directory" in site.fails("add", "x", tmp_path / "none")
+    (tmp_path / "no.tar").write_bytes(b"x" * 2000)
+    assert "it is no tar archive" in site.fails("add", "x", tmp_path / "no.tar")
+    assert "No such file" in site.fails("add", "x", root, "--filter", tmp_path / "none")
+    assert "15 minutes at least" in site.fails("add", "x", root, "--expires-in", "1m")
+    assert "is no tag" in site.fails("add", "x", root, "--tag", "nonsense", status=2)
+    assert "does not exist: check `imagetool list`" in site.fails("show", "none")
+    assert "does not exist" in site.fails("get", "none", tmp_path / "out")
+    assert "there is something already" in site.fails("get", "taken", root)
+    assert "image does not exist" in site.fails("delete", "none")
+    assert "unknown directory: none" in site.fails("find-latest", "none")
+    assert "directory: . already exists" in site.fails("mkdir", ".")
+    assert "access to method denied" in site.fails("add", "x", root, user="bob")
+    assert "no access to image" in site.fails("delete", "taken", user="bob")
+    assert "no certificate in" in site.fails("list", user="nobody")
+    nowhere = Site(site.directory, 1, site.process)
+    assert "cannot connect to 127.0.0.1:1" in nowhere.fails("list")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out~").exists()
+
+
+def test_a_terminal_sees_progress_and_a_pipe_does_not(site: Site, root: Path) -> None:
+    for number in range(200):
+        (root / f"file{number}").write_bytes(os.urandom(20_000))
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        site.command("add", "progress", root), stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while data := os.read(ours, 65536):
+            seen += data
+    except OSError:
+        pass  # the terminal's other end is closed
+    os.close(ours)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    assert b"reading " in seen
+    assert b"MiB" in seen
+    assert out.startswith(b"progress: 204 files")
+
+
+def test_settings_are_shown(tmp_path: Path) -> None:
+    base = [sys.executable, "-m", "smallstack.cli.smallstack", "imageserver"]
+    done = subprocess.run(
+        [*base, "--port", "1234", "--show-config"], capture_output=True, text=True, check=True
+    )
+    assert "port = 1234" in done.stdout
+    assert "# --port" in done.stdout
+    for arguments, text in (
+        (["--port", "x"], "'x' is no value for port"),
+        (["--config", str(tmp_path / "none.toml")], "cannot read the settings file"),
+        (["--log-level", "loud"], "unknown log level"),
+    ):
+        bad = subprocess.run([*base, *arguments], capture_output=True, text=True, check=False)
+        assert bad.returncode == 2
+        assert text in bad.stderr
+        assert bad.stderr.count("\n") == 1
+    missing = subprocess.run(
+        [*base, "--state-dir", tmp_path, "--ca-file", tmp_path / "none"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert missing.returncode == 1
+    assert "Traceback" not in missing.stderr
+
+
+def test_a_second_daemon_does_not_touch_the_store(site: Site, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "smallstack.cli.smallstack", "imageserver", "--insecure"),
+            *("--state-dir", site.directory / "state", "--port", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "is in use by another process" in done.stderr

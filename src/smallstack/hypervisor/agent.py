@@ -132,7 +132,9 @@ class Agent:
             spec = await asyncio.to_thread(
                 machine_spec, vm.record, vm.agent, vm.directory.path, nics, parts.emulator
             )
-            machine = await process.launch(spec, vm.timeline)
+            machine = await process.launch(
+                spec, vm.timeline, start_limit=parts.emulator.start_limit
+            )
             vm.timeline.add("qemu exec", machine.started_ns, machine.started_ns)
         except BaseException:
             await parts.wiring.disconnect(vm.info)

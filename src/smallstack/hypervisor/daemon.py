@@ -19,7 +19,7 @@ from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
 from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.daemon.run import Runtime
-from smallstack.hypervisor.agent import Agent, Parts
+from smallstack.hypervisor.agent import ACKNOWLEDGE_SECONDS, Agent, Parts
 from smallstack.hypervisor.create import recover_all
 from smallstack.hypervisor.errors import HypervisorError
 from smallstack.hypervisor.host import GIB, LocalHost
@@ -35,7 +35,18 @@ from smallstack.identity.credentials import ClientCredentials, Pair, ServerCrede
 from smallstack.machine.accelerator import probe
 from smallstack.network.book import AddressBook
 from smallstack.objects.cache import ObjectCache
-from smallstack.settings import Setting, Values, boolean, choice, integer, path, size, text, words
+from smallstack.settings import (
+    Setting,
+    Values,
+    boolean,
+    choice,
+    duration,
+    integer,
+    path,
+    size,
+    text,
+    words,
+)
 from smallstack.srpc.server import Server
 from smallstack.steps import PointHook
 from smallstack.telemetry.errors import describe
@@ -64,6 +75,9 @@ OBJECT_CACHE_SIZE = Setting(
 ACCELERATOR = Setting("accelerator", choice("auto", "kvm", "tcg"), "auto", "how guests run")
 QEMU = Setting("qemu", text, "qemu-system-x86_64", "the emulator's program")
 QEMU_USER = Setting("qemu_user", text, "nobody", "the user that QEMU runs as")
+QEMU_START_TIMEOUT = Setting(
+    "qemu_start_timeout", duration, 30 * 10**9, "a QEMU that is silent for so long is killed"
+)
 CA_FILE = Setting("ca_file", path, Path("/etc/ssl/CA.pem"), "authority of clients' certificates")
 IDENTITY_CA_FILE = Setting(
     "identity_ca_file", text, "", "authority that vouches for names and groups, not for methods"
@@ -91,6 +105,7 @@ SETTINGS: list[Setting[object]] = [
         ACCELERATOR,
         QEMU,
         QEMU_USER,
+        QEMU_START_TIMEOUT,
         CA_FILE,
         IDENTITY_CA_FILE,
         CERT_FILE,
@@ -120,7 +135,12 @@ class StateBusyError(HypervisorError):
     """the state directory {path} is in use by another hypervisor: stop that one first"""
 
 
-async def serve(values: Values, runtime: Runtime, on_point: PointHook | None = None) -> None:
+async def serve(
+    values: Values,
+    runtime: Runtime,
+    on_point: PointHook | None = None,
+    acknowledge_seconds: float = ACKNOWLEDGE_SECONDS,
+) -> None:
     """Run the agent until it is told to stop. Raises SmallStackError for what keeps it from it.
 
     ``on_point`` hears of every step of every create; tests end the process there.
@@ -141,6 +161,7 @@ async def serve(values: Values, runtime: Runtime, on_point: PointHook | None = N
         runtime.on_reload(lambda: _reload(server, values))
         pages = Pages(runtime.metrics, open_pages=values[OPEN_PAGES], server=server)
         agent = await _open_agent(values, store)
+        agent.acknowledge_seconds = acknowledge_seconds
         stack.push_async_callback(agent.close)
         await recover_all(agent)
         await agent.load()
@@ -219,7 +240,14 @@ async def _emulator(values: Values) -> Emulator:
         raise RootUserError(name=values[QEMU_USER])
     if shutil.which(values[QEMU]) is None:
         _log.warning("%s is not installed: no VM can be started", values[QEMU])
-    return Emulator(values[QEMU], verdict, user.pw_uid, user.pw_gid, host_processors())
+    return Emulator(
+        values[QEMU],
+        verdict,
+        user.pw_uid,
+        user.pw_gid,
+        host_processors(),
+        values[QEMU_START_TIMEOUT] / 1e9,
+    )
 
 
 def _server_credentials(values: Values) -> ServerCredentials:

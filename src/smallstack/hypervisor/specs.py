@@ -20,6 +20,7 @@ from smallstack.hypervisor.roots import INITRD, KERNEL, label_of
 from smallstack.hypervisor.store import AgentRecord
 from smallstack.hypervisor.wiring import Nic
 from smallstack.machine.kernel import is_pvh
+from smallstack.machine.process import START_LIMIT
 from smallstack.machine.spec import MICROVM_SLOTS, DiskSpec, MachineSpec, NicSpec, Verdict
 from smallstack.proto.enums import FirmwareType, MachineType, VolumeFormat, VolumeInterface
 from smallstack.proto.vm import LocalVmInfo, VmInfo
@@ -43,6 +44,8 @@ class Emulator:
     uid: int | None
     gid: int | None
     processors: int
+    start_limit: float = START_LIMIT
+    """Seconds until a QEMU whose monitor is silent is killed."""
 
 
 def check_supported(info: VmInfo) -> None:

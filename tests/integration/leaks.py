@@ -1,0 +1,119 @@
+"""What is there, counted from outside: to compare before and after."""
+
+import json
+import os
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+CACHES = ("objects", "bricks")
+"""Directories whose content is bounded and shared, and may grow."""
+
+
+@dataclass
+class Snapshot:
+    """One look. Two are equal when nothing was left or lost in between."""
+
+    links: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    processes: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """User and program of every process in this network namespace."""
+    descriptors: Counter[str] = field(default_factory=Counter)
+    """The agent's, by kind."""
+    loops: list[str] = field(default_factory=list)
+    namespaces: int = 0
+    rules: str = ""
+
+    def difference(self, other: "Snapshot") -> str:
+        """One line per field that differs."""
+        found = []
+        for item in fields(self):
+            mine, its = getattr(self, item.name), getattr(other, item.name)
+            if mine != its:
+                found.append(f"{item.name}: {_apart(mine, its)}")
+        return "\n".join(found)
+
+
+def take(agent_pid: int, directories: Iterable[Path]) -> Snapshot:
+    """Look at everything; the caller is in the agent's network namespace."""
+    links = json.loads(_run("ip", "-j", "link"))
+    return Snapshot(
+        links=sorted(link["ifname"] for link in links),
+        files=sorted(str(p) for d in directories for p in _files(d)),
+        processes=Counter((uid, name) for _, uid, name in processes()),
+        descriptors=_descriptors(agent_pid),
+        loops=sorted(str(p) for p in Path("/sys/block").glob("loop*/loop/backing_file")),
+        namespaces=len(_namespaces(agent_pid)),
+        rules=_rules(),
+    )
+
+
+def processes() -> Iterator[tuple[int, int, str]]:
+    """Pid, uid and program of every process in this network namespace but this one."""
+    own = str(Path("/proc/thread-self/ns/net").readlink())
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if str((entry / "ns" / "net").readlink()) != own:
+                continue
+            program = (entry / "cmdline").read_bytes().split(b"\0")[0]
+            if program:
+                name = os.path.basename(os.fsdecode(program))  # noqa: PTH119
+                yield int(entry.name), entry.stat().st_uid, name
+        except OSError:
+            continue
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    for root, names, files in os.walk(directory):
+        if Path(root) == directory or Path(root).parent == directory:
+            names[:] = [name for name in names if name not in CACHES]
+        for name in [*files, *names]:
+            yield Path(root) / name
+
+
+def _descriptors(pid: int) -> Counter[str]:
+    kinds: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except OSError:
+            continue
+        kinds[re.sub(r"[0-9]+", "N", target.partition(" ")[0])] += 1
+    return kinds
+
+
+def _namespaces(pid: int) -> set[str]:
+    """Network namespaces that the agent or its threads are in, or hold open."""
+    found = set()
+    for entry in (*Path(f"/proc/{pid}/task").glob("*/ns/net"), *Path(f"/proc/{pid}/fd").iterdir()):
+        try:
+            target = str(entry.readlink())
+        except OSError:
+            continue
+        if target.startswith("net:"):
+            found.add(target)
+    return found
+
+
+def _rules() -> str:
+    """The rules, without counters and without what was learnt for a minute (the set `pace`)."""
+    text = re.sub(r"packets \d+ bytes \d+", "", _run("nft", "list", "ruleset"))
+    text = re.sub(r"(set pace \{[^}]*?)elements = \{[^}]*\}", r"\1", text)
+    return " ".join(text.split())
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _apart(mine: object, its: object) -> str:
+    if isinstance(mine, Counter) and isinstance(its, Counter):
+        return f"gone {dict(mine - its)}, new {dict(its - mine)}"
+    if isinstance(mine, list) and isinstance(its, list):
+        return f"gone {sorted(set(mine) - set(its))}, new {sorted(set(its) - set(mine))}"
+    return f"{mine!r} is now {its!r}"

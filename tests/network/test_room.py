@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import uvloop
 
 from smallstack.network.book import AddressBook
 from smallstack.network.dhcp.packet import MessageType
@@ -171,6 +172,62 @@ async def test_uplinks_are_followed(network: Network) -> None:
     assert '"up0"' in run(f"nft list set bridge {TABLE} uplinks")
     run("ip link del up0")
     await until(lambda: network.guard.state.uplinks == set())
+
+
+async def test_addresses_are_followed(network: Network) -> None:
+    """DHCP announces the bridge's address in the subnet, also one that came later."""
+    lease = port("198.51.100.5")
+    tap = await network.attach(lease)
+    wire = Wire(tap)
+    wire.send(Discover(lease.mac).frame())
+    assert str((await wire.reply()).siaddr) == GATEWAY
+    run("ip addr add 198.51.100.9/24 dev br0 && ip addr del 198.51.100.1/24 dev br0")
+    run("ip addr replace 198.51.100.9/24 dev br0")  # the second went with the first
+    await until(lambda: [str(a) for a in network.dhcp.addresses("br0")] == ["198.51.100.9"])
+    wire.send(Discover(lease.mac).frame())
+    assert str((await wire.reply()).siaddr) == "198.51.100.9"
+    await network.close_tap(tap)
+
+
+async def test_a_packet_filter_in_the_way_is_told(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists():
+        pytest.skip("this kernel has no br_netfilter")
+    run("sysctl -qw net.bridge.bridge-nf-call-iptables=1")
+    await network.warn_of_packet_filter()
+    assert caplog.messages == []
+    run("nft add table ip f && nft 'add chain ip f c { type filter hook forward priority 0 ; }'")
+    await network.warn_of_packet_filter()
+    assert "bridge-nf-call-iptables=0" in caplog.text
+    caplog.clear()
+    run("sysctl -qw net.bridge.bridge-nf-call-iptables=0")
+    await network.warn_of_packet_filter()
+    assert caplog.messages == []
+    run("nft delete table ip f")
+
+
+def test_under_uvloop(namespace: None, tmp_path: Path) -> None:
+    """The whole way again on the loop that the daemon runs on."""
+
+    async def main() -> None:
+        network = await open_network(tmp_path)
+        one = port("198.51.100.5")
+        tap = await network.attach(one)
+        Wire(tap).send(Discover(one.mac, options={80: b""}).frame())
+        await network.acknowledged(one.ip)
+        await network.close_tap(tap)
+        await network.detach(one.ip)
+        guest = plug(network.bridges["br0"], "198.51.100.6")
+        await adopt(network, guest)
+        guest.set_address()
+        assert await guest.run(lambda: get("/datasource/SmallStack")) == (200, b"true\n")
+        guest.close()
+        VMS.clear()
+        await network.close(remove_guard=True)
+
+    uvloop.run(main())
+    assert settled(lambda: {n for _, n in socket.if_nameindex()} == {"lo", "br0"})
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -9,7 +9,7 @@ have them::
     guest:       IPv4 or ARP from 169.254.169.254 -> drop
                  IPv4 to 169.254.169.254: iifname . ether saddr . ip saddr in @metadata
                      -> destination MAC becomes that of the metadata service, accept; else drop
-                 UDP to port 67, over 20 a second from one tap -> drop
+                 UDP to port 67, over 20 a second from one tap (@pace) -> drop
                  UDP to port 67: iifname . ether saddr . ip saddr in @dhcp (the VM's own address
                      or 0.0.0.0) and iifname . chaddr in @hardware -> accept
                  UDP to port 67: iifname . ether saddr in @external (no address of ours) and
@@ -73,12 +73,17 @@ class Guest:
         name, mac = nf.ifname(self.tap), packed_mac(self.mac)
         padded = mac + b"\0\0"
         if not self.ip:
-            return {"external": [(name + padded, None)], "hardware": [(name + padded, None)]}
+            return {
+                "external": [(name + padded, None)],
+                "hardware": [(name + padded, None)],
+                "pace": [(name, None)],
+            }
         own = name + padded + IPv4Address(self.ip).packed
         found: dict[str, list[tuple[bytes, bytes | None]]] = {
             "dhcp": [(own, None), (name + padded + bytes(4), None)],
             "hardware": [(name + padded, None)],
             "identity": [(own, None)],
+            "pace": [(name, None)],
         }
         if self.service is not None:
             found["metadata"] = [(own, packed_mac(self.service))]
@@ -107,7 +112,7 @@ def build(state: State) -> nf.Batch:
     batch.add_set("identity", triple)
     batch.add_set("metadata", triple, nf.ETHER_ADDR)
     batch.add_set("hardware", [nf.IFNAME, nf.ETHER_ADDR])
-    batch.add_set("pace", [nf.IFNAME], timeout=60)
+    batch.add_set("pace", [nf.IFNAME], each=nf.over_rate(DHCP_PER_SECOND, DHCP_BURST))
     batch.add_set("external", [nf.IFNAME, nf.ETHER_ADDR])
     for chain in ("guest", "link-local"):
         batch.add_chain(chain)
@@ -181,11 +186,8 @@ def _rules() -> Iterable[tuple[str, tuple[bytes, ...]]]:
         nf.payload(nf.TRANSPORT, 8 + 28, 6, _MAC),
         nf.lookup("hardware"),
     )
-    too_fast = nf.over_rate("pace", DHCP_PER_SECOND, DHCP_BURST)
-    yield (
-        "guest",
-        (*to_port(67), nf.meta(nf.META_IIFNAME), too_fast, nf.counter(), drop),
-    )
+    too_fast = (nf.meta(nf.META_IIFNAME), nf.lookup("pace"))
+    yield "guest", (*to_port(67), *too_fast, nf.counter(), drop)
     yield "guest", (*to_port(67), *source, nf.lookup("dhcp"), *hardware, accept)
     yield "guest", (*to_port(67), *source[:2], nf.lookup("external"), *hardware, accept)
     yield "guest", (*to_port(67), nf.counter(), drop)

@@ -1,6 +1,7 @@
-"""Tells when the machine's interfaces change, by the kernel's own messages.
+"""Tells when the machine's interfaces or addresses change, by the kernel's own messages.
 
-Format: rtnetlink(7), group RTMGRP_LINK. What comes and goes with VMs (our taps) is passed over.
+Format: rtnetlink(7), groups RTMGRP_LINK and RTMGRP_IPV4_IFADDR. What comes and goes with VMs (our
+taps) is passed over.
 """
 
 import asyncio
@@ -15,10 +16,11 @@ from smallstack.network.names import TAP_PREFIXES
 from smallstack.network.netlink import Netlink, Sockets
 from smallstack.network.nfnetlink import attributes
 
-_RTMGRP_LINK = 1
+_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR = 0x1, 0x10
 _HEADER = struct.Struct("=IHHII")
 _INTERFACE = struct.Struct("=BxHiII")
 _NEW_LINK, _DEL_LINK = 16, 17
+_NEW_ADDRESS, _DEL_ADDRESS = 20, 21
 _IFLA_IFNAME, _IFLA_MASTER = 3, 10
 
 
@@ -31,14 +33,14 @@ class LinkChange(NamedTuple):
 
 class LinkMonitor:
     """Calls back, on the event loop, with what has changed among the interfaces that are not taps
-    of ours; with None when messages were lost, so that anything may have changed."""
+    of ours; with None when addresses have changed, or messages were lost and anything may have."""
 
     def __init__(self, changed: Callable[[Sequence[LinkChange] | None], None]) -> None:
         self._changed = changed
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0
         )
-        self._socket.bind((0, _RTMGRP_LINK))
+        self._socket.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR))
         asyncio.get_running_loop().add_reader(self._socket, self._readable)
 
     def close(self) -> None:
@@ -56,6 +58,9 @@ class LinkMonitor:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+                self._changed(None)
+                return
+            if is_about_addresses(data):
                 self._changed(None)
                 return
             changes += (c for c in link_changes(data) if not c.name.startswith(TAP_PREFIXES))
@@ -86,6 +91,14 @@ async def until_operational(netlink: Netlink, name: str, seconds: float) -> bool
     finally:
         monitor.close()
     return True
+
+
+def is_about_addresses(data: bytes) -> bool:
+    """Whether a run of messages begins with one about an address; they come one at a time."""
+    return len(data) >= _HEADER.size and _HEADER.unpack_from(data)[1] in {
+        _NEW_ADDRESS,
+        _DEL_ADDRESS,
+    }
 
 
 def link_changes(data: bytes) -> list[LinkChange]:

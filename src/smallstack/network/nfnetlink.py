@@ -16,11 +16,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 BRIDGE: Final = 7  # NFPROTO_BRIDGE
+_INET, _IPV4 = 1, 2
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEW_TABLE, _DEL_TABLE, _NEW_CHAIN, _NEW_RULE = 0, 2, 3, 6
-_GET_TABLE = 1
+_GET_TABLE, _GET_CHAIN = 1, 4
 _NEW_SET, _NEW_ELEMENT, _GET_ELEMENT, _DEL_ELEMENT = 9, 12, 13, 14
 _REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -33,7 +34,7 @@ FILTER_PRIORITY: Final = 0
 # Key and data types as `nft list` shows them; a concatenation is its parts, six bits each.
 ETHER_ADDR, IPV4_ADDR, IFNAME = 9, 7, 41
 IFNAME_LENGTH: Final = 16
-MAP, TIMEOUT, EVAL = 0x8, 0x10, 0x20  # NFT_SET_*
+MAP: Final = 8  # NFT_SET_MAP
 
 DROP, ACCEPT, JUMP = 0, 1, -3
 LINK, NETWORK, TRANSPORT = 0, 1, 2
@@ -125,18 +126,15 @@ def lookup(set_name: str, register: int = REGISTER, into: int | None = None) -> 
     return _expression("lookup", *parts)
 
 
-def over_rate(set_name: str, per_second: int, burst: int, register: int = REGISTER) -> bytes:
-    """Go on only if packets with the key at ``register`` come faster; the set keeps the count."""
-    limit = _bare(
+def over_rate(per_second: int, burst: int) -> bytes:
+    """For `Batch.add_set`: a lookup matches only from this many packets a second on."""
+    return _bare(
         "limit",
         attribute(1, struct.pack(">Q", per_second)),
         attribute(2, struct.pack(">Q", 1)),
         _be32(3, burst),
         _be32(4, 0),  # packets
         _be32(5, 1),  # NFT_LIMIT_F_INV
-    )
-    return _expression(
-        "dynset", _text(1, set_name), _be32(3, 0), _be32(4, register), nested(7, limit)
     )
 
 
@@ -198,11 +196,11 @@ class Batch:
         )
 
     def add_set(
-        self, name: str, key: Sequence[int], value: int | None = None, timeout: int = 0
+        self, name: str, key: Sequence[int], value: int | None = None, each: bytes | None = None
     ) -> None:
         """A set, or with a ``value`` type a map. Keys are types in the order of the registers.
 
-        With a ``timeout``, in seconds, packets put the elements and they go by themselves.
+        ``each`` is a stateful expression, such as `over_rate`, of which every element has its own.
         """
         key_type = 0
         for part in key:
@@ -210,14 +208,14 @@ class Batch:
         parts = [
             _text(1, self.table),
             _text(2, name),
-            _be32(3, (0 if value is None else MAP) | (EVAL | TIMEOUT if timeout else 0)),
+            _be32(3, 0 if value is None else MAP),
             _be32(4, key_type),
             _be32(5, sum(map(_register_length, key))),
         ]
         if value is not None:
             parts += [_be32(6, value), _be32(7, _length(value))]
-        if timeout:
-            parts.append(attribute(11, struct.pack(">Q", timeout * 1000)))
+        if each is not None:
+            parts.append(nested(17, each))
         if list(key) == [IFNAME]:
             # For `nft list` alone, which else takes a name for a big-endian number: a host-endian
             # key, libnftnl's NFTNL_UDATA_SET_KEYBYTEORDER.
@@ -322,21 +320,36 @@ class Socket:
 
     def elements(self, table: str, set_name: str, family: int = BRIDGE) -> list[bytes]:
         """The keys of a set. Raises OSError."""
-        self._drain()
         body = _text(1, table) + _text(2, set_name)
-        kind = _SUBSYSTEM | _GET_ELEMENT
+        return [
+            attributes(attributes(listed)[1][0])[1][0]
+            for answer in self._dump(_GET_ELEMENT, family, body)
+            for listed in attributes(attributes(answer).get(3, [b""])[0]).get(1, [])
+        ]
+
+    def has_forward_filter(self) -> bool:
+        """Whether any chain, of nft or of iptables over it, looks at forwarded IPv4 packets."""
+        for family in (_IPV4, _INET):
+            for answer in self._dump(_GET_CHAIN, family):
+                hook = attributes(attributes(answer).get(4, [b""])[0]).get(1, [b""])[0]
+                if int.from_bytes(hook, "big") == FORWARD:
+                    return True
+        return False
+
+    def _dump(self, command: int, family: int, body: bytes = b"") -> list[bytes]:
+        """The attributes of everything there is of a kind."""
+        self._drain()
+        kind = _SUBSYSTEM | command
         self._socket.send(_message(kind, _REQUEST | _DUMP, 1, family, 0, body))
-        keys: list[bytes] = []
+        found: list[bytes] = []
         while True:
             for answered, _sequence, answer in _messages(self._socket.recv(1 << 20)):
                 if answered == _NLMSG_DONE:
-                    return keys
+                    return found
                 if answered == _NLMSG_ERROR:
                     code = -struct.unpack_from("=i", answer)[0]
                     raise OSError(code, os.strerror(code))
-                for listed in attributes(attributes(answer[4:]).get(3, [b""])[0]).get(1, []):
-                    key = attributes(listed)[1][0]
-                    keys.append(attributes(key)[1][0])
+                found.append(answer[4:])
 
     def _drain(self) -> None:
         try:

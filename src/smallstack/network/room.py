@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from smallstack.network.book import AddressBook, Change
 from smallstack.network.bridge import Bridge, choose_bridge, ensure_bridge, list_bridges
@@ -34,6 +35,7 @@ from smallstack.proto.vm import Subnet
 
 _log = logging.getLogger("smallstack.network")
 _CARRIER_SECONDS = 5
+_BRIDGE_NETFILTER = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class Network:
         for name in self.bridges:
             if not await until_operational(self.netlink, name, _CARRIER_SECONDS):
                 _log.warning("bridge %s has no carrier: its guests may not be heard", name)
+        await self.warn_of_packet_filter()
         await self._follow_subnets(self.book.subnets)
         self.book.on_change.append(self._book_changed)
         host = await self._host_addresses()
@@ -252,6 +255,20 @@ class Network:
                 await service.remove_guest(ip)
         await self.guard.revoke(tap)
 
+    async def warn_of_packet_filter(self) -> None:
+        """Log it if frames between VMs pass a packet filter of the machine: Docker's, for one,
+        drops what it does not know."""
+        try:
+            if _BRIDGE_NETFILTER.read_text().strip() != "1":
+                return
+        except OSError:
+            return
+        if await self.netlink.run(lambda sockets: sockets.nft.has_forward_filter()):
+            _log.warning(
+                "frames between VMs pass this machine's packet filter, which may drop them: "
+                "`sysctl net.bridge.bridge-nf-call-iptables=0` ends that"
+            )
+
     # The machine and the address book change
 
     def _uplinks(self) -> set[str]:
@@ -289,6 +306,9 @@ class Network:
                 for bridge in await list_bridges(self.netlink):
                     if bridge.name in self.bridges:
                         self.bridges[bridge.name] = bridge
+                host = await self._host_addresses()
+                for bridge in self.bridges.values():
+                    self.dhcp.set_addresses(bridge.name, bridge.addresses, host)
                 if self._installed and self._uplinks() != self.guard.state.uplinks:
                     await self.guard.set_uplinks(self._uplinks())
             except NetworkError as error:

@@ -75,13 +75,24 @@ class DhcpServer:
         ``host_addresses`` are those of other interfaces. Raises DhcpPortError or
         BridgeMissingError."""
         self.ignore(bridge)
-        own = dict.fromkeys([a.ip for a in addresses])
-        own |= dict.fromkeys(host_addresses)
-        interface = Interface(bridge, tuple(a.network for a in addresses), tuple(own))
         receiver, sender = _open(bridge)
-        link = _Link(interface, receiver, sender)
+        link = _Link(_interface(bridge, addresses, host_addresses), receiver, sender)
         self._links[bridge] = link
         asyncio.get_running_loop().add_reader(receiver, self._readable, link)
+
+    def set_addresses(
+        self,
+        bridge: str,
+        addresses: Sequence[IPv4Interface],
+        host_addresses: Sequence[IPv4Address] = (),
+    ) -> None:
+        """Take note of a bridge's addresses, and the machine's, after they have changed."""
+        if bridge in self._links:
+            self._links[bridge].interface = _interface(bridge, addresses, host_addresses)
+
+    def addresses(self, bridge: str) -> tuple[IPv4Address, ...]:
+        """The addresses by which the server is known on a bridge, the preferred first."""
+        return self._links[bridge].interface.own
 
     def ignore(self, bridge: str) -> None:
         """Stop serving a bridge; it need not be served."""
@@ -190,6 +201,13 @@ class DhcpServer:
         except OSError as error:
             self.counters["send error"] += 1
             _log.warning("DHCP reply on %s: %s", link.interface.name, error.strerror)
+
+
+def _interface(
+    bridge: str, addresses: Sequence[IPv4Interface], host_addresses: Sequence[IPv4Address]
+) -> Interface:
+    own = dict.fromkeys([*(a.ip for a in addresses), *host_addresses])
+    return Interface(bridge, tuple(a.network for a in addresses), tuple(own))
 
 
 def _open(bridge: str) -> tuple[socket.socket, socket.socket]:

@@ -1,11 +1,17 @@
 """A guest of a few hundred instructions, and specs that boot it."""
 
 import asyncio
+import ctypes
+import fcntl
 import itertools
+import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,9 @@ from smallstack.machine.spec import MachineSpec, Verdict
 
 HERE = Path(__file__).parent
 NOBODY = 65534
+CLONE_NEWNET = 0x40000000
+TUNSETIFF = 0x400454CA
+IFF_TAP_NO_PI = 0x1002
 TCG = Verdict("tcg", "a test", 2_600_000)
 KVM = Verdict("kvm", "a test", 2_600_000)
 
@@ -92,8 +101,9 @@ async def boot() -> AsyncIterator[Launch]:
 
     yield run
     for machine in launched:
-        machine.kill()
-        await machine.wait()
+        with suppress(asyncio.CancelledError):  # released: its own affair
+            machine.kill()
+            await machine.wait()
 
 
 async def console_says(machine: Machine, text: bytes, limit: float = 60.0) -> bytes:
@@ -108,3 +118,25 @@ async def console_says(machine: Machine, text: bytes, limit: float = 60.0) -> by
             if not await session.read():
                 raise AssertionError(f"the machine ended and had said {written()!r}")
     return written()
+
+
+@pytest.fixture
+def tap() -> Iterator[Callable[[], int]]:
+    """Opens a tap in a network namespace of its own, which goes with its descriptor."""
+    opened: list[int] = []
+
+    def in_own_namespace() -> None:
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) < 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        opened.append(fd)
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tap0", IFF_TAP_NO_PI))
+
+    def make() -> int:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(in_own_namespace).result()
+        return opened[-1]
+
+    yield make
+    for fd in opened:
+        os.close(fd)

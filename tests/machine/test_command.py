@@ -37,7 +37,8 @@ GENERAL = replace(
     disks=(
         DiskSpec(path=Path("/vms/root")),
         DiskSpec(path=Path("/vms/data"), format="qcow2", interface="nvme"),
-        DiskSpec(path=Path("/vms/cd"), read_only=True, interface="ide"),
+        DiskSpec(path=Path("/vms/old"), interface="ide"),
+        DiskSpec(path=Path("/vms/tools"), read_only=True),
     ),
     uuid="8b0f8d3c-2f5f-4d0c-9d6f-2d6c9f9e0001",
 )
@@ -125,6 +126,7 @@ def test_a_general_guest(accelerator: str) -> None:
         "virtio-blk-pci,disable-legacy=on,drive=disk0,bootindex=1",
         "nvme,serial=disk1,drive=disk1,bootindex=2",
         "ide-hd,drive=disk2,bootindex=3",
+        "virtio-blk-pci,disable-legacy=on,drive=disk3,bootindex=4",
         f"virtio-net-pci,disable-legacy=on,packed=on,netdev=net0,mac={MAC}",
         "virtio-rng-pci,rng=rng0,disable-legacy=on",
         "pvpanic",
@@ -133,7 +135,8 @@ def test_a_general_guest(accelerator: str) -> None:
     assert [(node["driver"], node["node-name"], node["read-only"]) for node in nodes] == [
         ("raw", "disk0", False),
         ("qcow2", "disk1", False),
-        ("raw", "disk2", True),
+        ("raw", "disk2", False),
+        ("raw", "disk3", True),
     ]
     assert nodes[1]["backing"] is None
 
@@ -212,6 +215,10 @@ def test_kernel_arguments_without_a_known_frequency() -> None:
         ({"kernel": None, "initrd": Path("/i")}, "an initrd without a kernel"),
         ({"firmware": Path("/f")}, "no UEFI firmware"),
         ({"disks": (DiskSpec(path=Path("/d"), interface="ide"),)}, "virtio disks only"),
+        (
+            {"disks": (DiskSpec(path=Path("/d"), interface="ide", read_only=True),)},
+            "an IDE disk cannot be read-only",
+        ),
         ({"nics": (NicSpec(mac="x", tap_fd=1),)}, "'x' is not a MAC address"),
         ({"nics": (NicSpec(mac=MAC + ",x=y", tap_fd=1),)}, "is not a MAC address"),
         ({"nics": (NicSpec(mac=MAC, tap_fd=1, model="e1000"),)}, "one queue only"),

@@ -134,12 +134,15 @@ def test_session_directory_environment_and_limits(place: Path) -> None:
 
 
 def test_the_record_leads_to_the_process(place: Path) -> None:
-    child = Child(place, "kill -STOP $$")
+    read, write = os.pipe()
+    child = Child(place, "read word <&3", fds=[read])
     pid, start_time = child.record.read_text().split()
     assert int(pid) == child.pid
     assert int(start_time) == process_start_time(child.pid)
-    os.kill(child.pid, signal.SIGCONT)
+    os.write(write, b"go\n")
     child.wait()
+    os.close(read)
+    os.close(write)
     assert process_start_time(child.pid) is None
 
 

@@ -46,6 +46,8 @@ def check(spec: MachineSpec) -> None:
         raise refuse("uid and gid go together")
     if spec.initrd is not None and spec.kernel is None:
         raise refuse("an initrd without a kernel")
+    if any(disk.read_only and disk.interface == "ide" for disk in spec.disks):
+        raise refuse("an IDE disk cannot be read-only")
     for nic in spec.nics:
         if not _MAC.fullmatch(nic.mac):
             raise refuse(f"{nic.mac!r} is not a MAC address")
@@ -229,13 +231,8 @@ def _q35(spec: MachineSpec, fds: Mapping[str, int]) -> list[str]:
     for device in (*_q35_disks(spec.disks), *_q35_nics(spec.nics)):
         arguments += ["-device", device]
     # The panic device turns a guest's panic into an event; without it a panic is silence.
-    return [
-        *arguments,
-        "-device",
-        "virtio-rng-pci,rng=rng0,disable-legacy=on",
-        "-device",
-        "pvpanic",
-    ]
+    arguments += [*_RNG, "-device", "virtio-rng-pci,rng=rng0,disable-legacy=on"]
+    return [*arguments, "-device", "pvpanic"]
 
 
 def _q35_disks(disks: Sequence[DiskSpec]) -> list[str]:

@@ -43,12 +43,16 @@ class Monitor:
         finally:
             await self._hang_up()
 
+    async def up(self) -> None:
+        """Wait for the session to begin; raises MonitorLostError if it never will."""
+        await asyncio.shield(self._up)
+
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Run one command, waiting for the session to be up first.
 
         Raises MonitorError if QEMU refuses, MonitorLostError if there is no session any more.
         """
-        await asyncio.shield(self._up)
+        await self.up()
         try:
             return await self._client.execute(command, arguments)
         except ExecuteError as error:

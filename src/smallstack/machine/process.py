@@ -4,6 +4,10 @@ A Machine belongs to one event loop and ends once (states in `lifecycle`). Whoev
 awaits `Machine.wait` and acts on the reason; ``ExitReason.REBOOT`` means: launch the same spec
 again. Nothing here restarts anything by itself.
 
+QEMU 7.2 can hang at its exit if a monitor's session begins at that very moment (its main loop waits
+for a dispatcher that was woken in another context). So nothing is asked of a guest before the
+monitor is up, and a process that hangs all the same is killed by whoever quits it.
+
 The process is the agent's child but lives in its own session: it outlives the agent, and `find`
 takes it up again by its directory, after a restart or a ``kill -9`` at any moment.
 """
@@ -202,7 +206,7 @@ class Machine:
         try:
             async with asyncio.timeout(timeout):
                 if self.machine_type == "microvm":
-                    self._ask(Request.STOP)
+                    await self._ask(Request.STOP)
                 else:
                     await self._monitor.execute("system_powerdown")
                 return await self.wait()
@@ -223,7 +227,7 @@ class Machine:
         try:
             async with asyncio.timeout(timeout):
                 if self.machine_type == "microvm":
-                    self._ask(Request.REBOOT)
+                    await self._ask(Request.REBOOT)
                     reason = await self.wait()
                     if reason is not ExitReason.REBOOT:
                         raise NotRunningError(name=self.name, reason=reason.value)
@@ -243,7 +247,7 @@ class Machine:
         pong = self._event(Word.PONG)
         try:
             async with asyncio.timeout(timeout):
-                self._ask(Request.PING)
+                await self._ask(Request.PING)
                 await self._first_of(pong)
         except TimeoutError:
             raise DisobedientGuestError(name=self.name, asked="answer", limit=timeout) from None
@@ -302,7 +306,9 @@ class Machine:
         if self._exit.done():
             raise NotRunningError(name=self.name, reason=self._exit.result().value)
 
-    def _ask(self, asked: Request) -> None:
+    async def _ask(self, asked: Request) -> None:
+        with suppress(MonitorLostError):
+            await self._monitor.up()
         if not self._port.send(asked) and not self._exit.done():
             raise MonitorLostError(name=self.name, detail="the agent's port is closed")
 
@@ -386,6 +392,7 @@ class Machine:
             await asyncio.wait({self._monitor_task})
         self.console.close()
         self._port.close()
+        await asyncio.wait({self.console.closed, self._port.closed})
         for sock in self._sockets.values():
             sock.close()
         os.close(self._pidfd)

@@ -2,7 +2,7 @@
  *
  * Its first command-line word, "do=<deed>", says what it does after writing "up <command line>\n"
  * on the serial port. It speaks on the agent's port with a virtio-mmio driver of its own (polling,
- * one buffer per queue), and to q35 through ACPI's fixed registers and the keyboard controller.
+ * four buffers per queue), and to q35 through ACPI's fixed registers and the keyboard controller.
  * Formats: Virtual I/O Device (VIRTIO) 1.1, §§2.6, 4.2, 5.3; Xen's public/arch-x86/hvm/start_info.h.
  */
 typedef unsigned char u8;
@@ -66,7 +66,6 @@ struct queue {
     u8 pad[64];
     struct { u16 flags, idx; struct { u32 id, len; } ring[4]; u16 event; } used __attribute__((aligned(4)));
     u16 seen;
-    u16 number;
     u8 buffer[256];
 } __attribute__((aligned(16)));
 static struct queue queues[6]; /* 0,1: port 0; 2,3: control; 4,5: port 1 (receive, send) */
@@ -77,7 +76,6 @@ static void queue_up(u16 number)
 {
     struct queue *q = &queues[number];
 
-    q->number = number;
     REG(0x030) = number;
     REG(0x038) = 4;
     REG(0x080) = (u32)q->desc; REG(0x084) = 0;
@@ -86,38 +84,44 @@ static void queue_up(u16 number)
     REG(0x044) = 1;
 }
 
+static u8 *slot_buffer(u16 number, u32 slot) { return queues[number].buffer + slot % 4 * 64; }
+
 static void offer(u16 number, u32 length, int from_device)
 {
     struct queue *q = &queues[number];
+    const u16 slot = q->avail.idx % 4;
 
-    q->desc[0].addr = (u32)q->buffer;
-    q->desc[0].len = length;
-    q->desc[0].flags = from_device ? 2 : 0;
-    q->avail.ring[q->avail.idx % 4] = 0;
+    q->desc[slot].addr = (u32)slot_buffer(number, slot);
+    q->desc[slot].len = length;
+    q->desc[slot].flags = from_device ? 2 : 0;
+    q->avail.ring[slot] = slot;
     barrier();
     q->avail.idx++;
     barrier();
     REG(0x050) = number;
 }
 
-static int used(u16 number, u32 *length)
+/* The next buffer that the device has used, or none. */
+static u8 *used(u16 number, u32 *length)
 {
     struct queue *q = &queues[number];
+    const u16 at = q->seen % 4;
 
     barrier();
     if (*(volatile u16 *)&q->used.idx == q->seen)
         return 0;
-    *length = q->used.ring[q->seen % 4].len;
+    *length = q->used.ring[at].len;
     q->seen++;
-    return 1;
+    return slot_buffer(number, q->used.ring[at].id);
 }
 
 static void send(u16 number, const void *data, u32 length)
 {
+    u8 *buffer = slot_buffer(number, queues[number].avail.idx);
     u32 ignored;
 
     for (u32 i = 0; i < length; i++)
-        queues[number].buffer[i] = ((const u8 *)data)[i];
+        buffer[i] = ((const u8 *)data)[i];
     offer(number, length, 0);
     while (!used(number, &ignored))
         ;
@@ -156,38 +160,46 @@ static int port_open(void)
     for (u16 number = 0; number < 6; number++)
         queue_up(number);
     REG(0x070) = 15;
-    offer(2, 256, 1);
+    for (u32 i = 0; i < 4; i++)
+        offer(2, 64, 1);
     message.id = 0; message.event = 0; message.value = 1; /* DEVICE_READY */
     send(3, &message, sizeof message);
     for (;;) { /* until PORT_NAME of port 1 */
-        struct control *got = (struct control *)queues[2].buffer;
+        const struct control *got;
 
-        while (!used(2, &length))
+        while (!(got = (const struct control *)used(2, &length)))
             ;
-        if (got->event == 1) { /* PORT_ADD: PORT_READY */
-            message.id = got->id; message.event = 3; message.value = 1;
-            offer(2, 256, 1);
+        message = *got;
+        offer(2, 64, 1);
+        if (message.event == 1) { /* PORT_ADD: PORT_READY */
+            message.event = 3;
+            message.value = 1;
             send(3, &message, sizeof message);
-            continue;
-        }
-        if (got->event == 7 && got->id == 1)
+        } else if (message.event == 7 && message.id == 1) {
             break;
-        offer(2, 256, 1);
+        }
     }
     message.id = 1; message.event = 6; message.value = 1; /* PORT_OPEN */
     send(3, &message, sizeof message);
-    offer(4, 255, 1);
+    offer(4, 63, 1);
     return 1;
 }
 
-static u32 hear(void)
+static const char *hear(void)
 {
     u32 length;
+    u8 *text;
 
-    while (!used(4, &length))
+    while (!(text = used(4, &length)))
         ;
-    queues[4].buffer[length] = 0;
-    return length;
+    text[length] = 0;
+    return (const char *)text;
+}
+
+static void await_key(void)
+{
+    while (!(inb(0x3fd) & 1))
+        ;
 }
 
 static void obey(int stubborn)
@@ -199,9 +211,8 @@ static void obey(int stubborn)
     word("ready\n");
     say("ready\n");
     for (;;) {
-        char *text = (char *)queues[4].buffer;
+        const char *text = hear();
 
-        hear();
         if (stubborn && text[0] != 'p') {
             say("no\n");
         } else if (same(text, "stop\n", 5)) {
@@ -215,7 +226,7 @@ static void obey(int stubborn)
         } else if (same(text, "ping\n", 5)) {
             word("pong\n");
         }
-        offer(4, 255, 1);
+        offer(4, 63, 1);
     }
 }
 
@@ -302,15 +313,20 @@ void guest_main(const struct start_info *info)
     say("\n");
     if (same(line, "do=obey", 7))
         obey(0);
-    else if (same(line, "do=stubborn", 11))
+    else if (same(line, "do=late", 7)) {
+        await_key();
+        obey(0);
+    } else if (same(line, "do=stubborn", 11))
         obey(1);
     else if (same(line, "do=slots", 8))
         slots();
     else if (same(line, "do=acpi", 7))
         acpi();
-    else if (same(line, "do=reset", 8))
+    else if (same(line, "do=reset", 8)) {
+        await_key();
         reset();
-    else if (same(line, "do=panic", 8)) {
+    } else if (same(line, "do=panic", 8)) {
+        await_key();
         outb(0x505, 1); /* pvpanic: PANICKED */
         reset();
     } else if (same(line, "do=flood", 8))

@@ -16,6 +16,7 @@
 
 #include "agent.h"
 #include "console.h"
+#include "entry.h"
 #include "metadata.h"
 #include "mounts.h"
 #include "network.h"
@@ -35,25 +36,30 @@ enum {
 enum { METADATA, SHELL, HTTPD, PROGRAM, USER_DATA, PROCESSES };
 
 struct machine {
+    struct network network;
     int signals;
     int notices;                    /* device events, while the agent's port is being looked for */
-    struct network network;
     struct agent agent;
-    bool started_rest;              /* what follows on the metadata, or on patience */
     struct process processes[PROCESSES];
+    bool started_rest;              /* what follows on the metadata, or on patience */
 };
 
 #define BUSYBOX "/bin/busybox"
 #define IMAGE_PROGRAM "/etc/smallstack/run"
 
+static const char *const SHELL_NAME[] = {"-sh", NULL};     /* a login shell */
+static const char *const HTTPD_COMMAND[] = {"httpd", "-f", "-p", "80", "-h", "/var/www", NULL};
+static const char *const IMAGE_COMMAND[] = {IMAGE_PROGRAM, NULL};
+static const char *const SCRIPT[] = {"sh", METADATA_USER_DATA, NULL};
+static const char *const USER_PROGRAM[] = {METADATA_USER_DATA, NULL};
+
 static const struct process SERVICES[PROCESSES] = {
     [METADATA] = {.name = "metadata", .silent = true, .due_ms = -1},
-    [SHELL] = {.name = "shell", .path = BUSYBOX, .arguments = {"-sh", NULL}, .session = true,
+    [SHELL] = {.name = "shell", .path = BUSYBOX, .arguments = SHELL_NAME, .session = true,
                .again = true, .silent = true, .due_ms = SHELL_PATIENCE_MS},
-    [HTTPD] = {.name = "httpd", .path = BUSYBOX,
-               .arguments = {"httpd", "-f", "-p", "80", "-h", "/var/www", NULL}, .again = true,
+    [HTTPD] = {.name = "httpd", .path = BUSYBOX, .arguments = HTTPD_COMMAND, .again = true,
                .due_ms = -1},
-    [PROGRAM] = {.name = IMAGE_PROGRAM, .path = IMAGE_PROGRAM, .arguments = {IMAGE_PROGRAM, NULL},
+    [PROGRAM] = {.name = IMAGE_PROGRAM, .path = IMAGE_PROGRAM, .arguments = IMAGE_COMMAND,
                  .due_ms = -1},
     [USER_DATA] = {.name = METADATA_USER_DATA, .due_ms = -1},
 };
@@ -67,7 +73,7 @@ static void start_metadata(struct machine *machine)
         sys_exit(metadata_fetch());
     }
     if (pid > 0)
-        machine->processes[METADATA].pid = pid;
+        machine->processes[METADATA].pid = (int)pid;
 }
 
 static void say_ready(const struct machine *machine)
@@ -121,13 +127,12 @@ static void start_rest(struct machine *machine)
     switch (metadata_user_data_kind()) {
     case METADATA_SCRIPT:
         user_data->path = BUSYBOX;
-        user_data->arguments[0] = "sh";
-        user_data->arguments[1] = METADATA_USER_DATA;
+        user_data->arguments = SCRIPT;
         process_start(user_data);
         break;
     case METADATA_PROGRAM:
         user_data->path = METADATA_USER_DATA;
-        user_data->arguments[0] = METADATA_USER_DATA;
+        user_data->arguments = USER_PROGRAM;
         process_start(user_data);
         break;
     case METADATA_NONE:
@@ -245,18 +250,18 @@ static void wait_once(struct machine *machine)
     start_due(machine);
 }
 
-__attribute__((used)) _Noreturn void init_main(void)
+_Noreturn void init_main(void)
 {
     static struct machine machine;
-    bool ready;
     const uint64_t signals = SIGNAL_BIT(SIGCHLD) | SIGNAL_BIT(SIGIO) | SIGNAL_BIT(SIGUSR1) |
                              SIGNAL_BIT(SIGUSR2) | SIGNAL_BIT(SIGTERM) | SIGNAL_BIT(SIGINT);
+    bool ready;
 
     machine.agent.fd = machine.notices = -1;
-    __builtin_memcpy(machine.processes, SERVICES, sizeof SERVICES);
     network_start(&machine.network);
     sys_signal_mask(signals);
     machine.signals = sys_signal_fd(signals);
+    __builtin_memcpy(machine.processes, SERVICES, sizeof SERVICES);
     ready = network_await(&machine.network, OFFER_PATIENCE_MS);
     for (unsigned i = 0; i < mounts_steps(); i++) {
         mounts_make(i);
@@ -271,5 +276,3 @@ __attribute__((used)) _Noreturn void init_main(void)
     for (;;)
         wait_once(&machine);
 }
-
-SYS_ENTRY(init_main);

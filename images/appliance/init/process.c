@@ -90,7 +90,7 @@ int process_start(struct process *process)
     process->due_ms = -1;
     if (pid < 0)
         return (int)pid;
-    process->pid = pid;
+    process->pid = (int)pid;
     process->started_ms = sys_uptime_ms();
     return 0;
 }

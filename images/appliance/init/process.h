@@ -6,16 +6,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { PROCESS_ARGUMENTS_MAX = 7 };
-
 struct process {
-    const char *name;                                   /* for the console */
+    const char *name;       /* for the console */
     const char *path;
-    const char *arguments[PROCESS_ARGUMENTS_MAX + 1];   /* NULL behind the last */
+    const char *const *arguments;   /* NULL behind the last */
     bool session;           /* its own session with the console as its terminal */
     bool again;             /* started again when it ends */
     bool silent;            /* its end is not worth a line */
-    long pid;               /* 0: not running */
+    int pid;                /* 0: not running */
     int64_t started_ms;
     int64_t due_ms;         /* when it is to be started; -1: not */
 };

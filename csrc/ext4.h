@@ -5,7 +5,7 @@
  * Unused parts are never written, so they stay holes of a fresh file.
  *
  * The tree comes from outside: everything in it is checked. Memory: about 18 bytes an inode, plus
- * 16 bytes an entry of the largest directory, plus 64 bytes a group (128 MiB), plus 3 MiB.
+ * 16 bytes an entry of the largest directory, plus 64 bytes a group (128 MiB), plus 5 MiB.
  * Every function that can fail returns a negative errno; `report` then says about what.
  */
 #ifndef SS_EXT4_H

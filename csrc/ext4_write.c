@@ -297,6 +297,9 @@ int ss_ext4_write(int fd, uint64_t offset, const struct ss_tree *tree,
         if (rc == 0)
             rc = ss_files_open(&pass.files);
         rc = rc < 0 ? ss_plan_fail(&plan, rc, SS_EXT4_MEMORY, 0) : write_all(&pass);
+        int closed = ss_sink_close(&pass.sink);
+        if (rc == 0 && closed < 0)
+            rc = write_failed(&pass, closed);
         report->write_ns = now() - started;
         report->written = pass.sink.written;
         report->blocks = plan.layout.blocks;
@@ -306,7 +309,6 @@ int ss_ext4_write(int fd, uint64_t offset, const struct ss_tree *tree,
         report->groups = plan.layout.groups;
         report->journal_blocks = plan.layout.journal_blocks;
         ss_files_free(&pass.files);
-        ss_sink_free(&pass.sink);
     }
     ss_plan_free(&plan);
     return rc;

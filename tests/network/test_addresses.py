@@ -18,9 +18,10 @@ from smallstack.network.errors import (
     NoMatchingSubnetError,
     SubnetError,
 )
-from smallstack.network.macs import mac_for_ip, mac_text, packed_mac
+from smallstack.network.macs import mac_text, packed_mac
 from smallstack.network.subnets import PSEUDO, Subnets, parse_ip
 from smallstack.proto.vm import Address, Subnet
+from tests.network.world import mac_for_ip
 
 A = Subnet(id="a", ip_gateway="198.51.100.1", ip_mask="255.255.255.0")
 B = Subnet(id="b", ip_gateway="203.0.113.1", ip_mask="255.255.255.128")

@@ -86,14 +86,13 @@ async def test_dhclient(guest: Guest, server: DhcpServer, tmp_path: Path) -> Non
     running = asyncio.create_task(guest.program(*common, "-1", "eth0"))
     async with asyncio.timeout(60):
         await bound.wait()
-        # The lease is in the file when the script has run, which sets the address.
         assert await guest.run(lambda: settled(lambda: addresses_here() == [f"{IP}/24"])), (
             await running
         )
-        text = leases.read_text()
         said = await guest.program(*common, "-r", "eth0")
         await released
         await running
+    text = leases.read_text()
     assert f"fixed-address {IP};" in text, said
     assert "option routers 198.51.100.1;" in text
     assert 'option host-name "guest5";' in text

@@ -25,7 +25,6 @@ from smallstack.network.errors import (
     TapError,
 )
 from smallstack.network.guard import TABLE
-from smallstack.network.macs import mac_for_ip
 from smallstack.network.netlink import Netlink
 from smallstack.network.room import BridgeSpec, Network, Port
 from smallstack.network.tap import list_taps
@@ -33,7 +32,7 @@ from smallstack.proto.vm import Address, Subnet, VmInfo
 from tests.network.frames import Discover
 from tests.network.test_metadata_server import get, silent
 from tests.network.test_taps import Wire, run
-from tests.network.world import GATEWAY, SUBNET, Guest, plug, settled
+from tests.network.world import GATEWAY, SUBNET, Guest, mac_for_ip, plug, settled
 
 pytestmark = [pytest.mark.root]
 BRIDGE = BridgeSpec("br0", f"{GATEWAY}/24", create=True)

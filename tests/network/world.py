@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
 
 from smallstack.network.bridge import Bridge
-from smallstack.network.macs import mac_for_ip
 from smallstack.network.namespace import create_namespace, in_namespace, in_thread
 from smallstack.network.tap import tap_name
 from smallstack.proto.vm import Subnet
@@ -34,6 +34,11 @@ SUBNET = Subnet(
     domain_name_servers=["198.51.100.1", "203.0.113.53"],
 )
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mac_for_ip(ip: str) -> str:
+    """The custom MAC of an address: 52:54 and its octets."""
+    return (b"\x52\x54" + IPv4Address(ip).packed).hex(":")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from msgspec import field
 
 from smallstack.network.addresses import AddressPool, normal
 from smallstack.network.errors import AddressError, RecordError, SubnetError
-from smallstack.network.subnets import PSEUDO, Caller, Subnets, is_permitted
+from smallstack.network.subnets import Caller, Subnets
 from smallstack.proto.kinds import Message
 from smallstack.proto.vm import Address, Subnet
 from smallstack.srpc.errors import JsonError
@@ -166,23 +166,6 @@ class AddressBook:
     def list_subnets(self) -> list[Subnet]:
         """Every subnet, by id."""
         return sorted(self.subnets, key=lambda subnet: subnet.id)
-
-    def permitted_subnets(self, caller: Caller | None) -> list[Subnet]:
-        """The subnets in which the caller may have VMs, by id, without the pseudo subnet."""
-        return [s for s in self.subnets.reported() if is_permitted(s, caller)]
-
-    def subnet_of(self, ip: str) -> Subnet | None:
-        """The subnet an address is in."""
-        return self.subnets.matching(ip)
-
-    def used_counts(self, ips: Collection[str]) -> dict[str, int]:
-        """How many of the addresses are in each subnet, by id, 0 included."""
-        counts = {subnet.id: 0 for subnet in self.subnets.reported()}
-        for ip in ips:
-            subnet = self.subnets.matching(ip)
-            if subnet is not None and subnet.id != PSEUDO:
-                counts[subnet.id] += 1
-        return counts
 
     async def _commit(self, pool: AddressPool) -> None:
         counts = pool.free_counts(self.subnets)

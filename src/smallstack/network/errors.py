@@ -29,7 +29,7 @@ class TunMissingError(NetworkError):
 
 
 class TapBusyError(NetworkError):
-    """cannot make the tap {name}: a process holds it, most likely a VM that still runs"""
+    """cannot make the tap {name}: {holder} holds it, most likely a VM that still runs"""
 
 
 class TapError(NetworkError):

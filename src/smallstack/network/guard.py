@@ -40,8 +40,8 @@ from ipaddress import IPv4Address
 from smallstack.network import nfnetlink as nf
 from smallstack.network.errors import GuardError, NoPrivilegeError
 from smallstack.network.macs import packed_mac
+from smallstack.network.names import TAP_PREFIXES
 from smallstack.network.netlink import Netlink, Sockets
-from smallstack.network.tap import TAP_PREFIXES
 from smallstack.telemetry.errors import describe
 
 TABLE = "smallstack"

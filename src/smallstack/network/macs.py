@@ -1,7 +1,6 @@
-"""Ethernet addresses: text, bytes, and the one that belongs to an IP address."""
+"""Ethernet addresses as text and as bytes."""
 
 import re
-from ipaddress import IPv4Address
 
 from smallstack.network.errors import BadMacError
 
@@ -19,8 +18,3 @@ def packed_mac(text: str) -> bytes:
 def mac_text(packed: bytes) -> str:
     """``52:54:00:12:34:56``, lower case."""
     return packed.hex(":")
-
-
-def mac_for_ip(ip: str) -> str:
-    """The MAC that pool addresses get by custom: ``52:54:`` and the four octets of the IP."""
-    return mac_text(b"\x52\x54" + IPv4Address(ip).packed)

@@ -21,7 +21,7 @@ _INET, _IPV4 = 1, 2
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEW_TABLE, _DEL_TABLE, _NEW_CHAIN, _NEW_RULE = 0, 2, 3, 6
-_GET_TABLE, _GET_CHAIN = 1, 4
+_GET_CHAIN = 4
 _NEW_SET, _NEW_ELEMENT, _GET_ELEMENT, _DEL_ELEMENT = 9, 12, 13, 14
 _REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -39,7 +39,6 @@ MAP: Final = 8  # NFT_SET_MAP
 DROP, ACCEPT, JUMP = 0, 1, -3
 LINK, NETWORK, TRANSPORT = 0, 1, 2
 META_PROTOCOL, META_IIFNAME, META_OIFNAME, META_L4PROTO = 1, 6, 7, 16
-EQUAL, NOT_EQUAL = 0, 1
 REGISTER: Final = 1  # the first of 16 bytes; 32-bit register n is 8 + n
 
 
@@ -99,11 +98,9 @@ def store(base: int, offset: int, length: int, register: int = REGISTER) -> byte
     )
 
 
-def compare(value: bytes, operator: int = EQUAL, register: int = REGISTER) -> bytes:
+def compare(value: bytes, register: int = REGISTER) -> bytes:
     """Go on only if the register begins with ``value``."""
-    return _expression(
-        "cmp", _be32(1, register), _be32(2, operator), nested(3, attribute(1, value))
-    )
+    return _expression("cmp", _be32(1, register), _be32(2, 0), nested(3, attribute(1, value)))
 
 
 def mask(value: bytes, register: int = REGISTER) -> bytes:
@@ -304,19 +301,6 @@ class Socket:
                         self._drain()
                         raise OSError(code, os.strerror(code))
                     answers += 1
-
-    def has_table(self, table: str, family: int = BRIDGE) -> bool:
-        """Whether the table is there. Raises OSError."""
-        self._drain()
-        body = _text(1, table)
-        self._socket.send(_message(_SUBSYSTEM | _GET_TABLE, _REQUEST, 1, family, 0, body))
-        for kind, _sequence, answer in _messages(self._socket.recv(65536)):
-            if kind == _NLMSG_ERROR:
-                code = -struct.unpack_from("=i", answer)[0]
-                if code == errno.ENOENT:
-                    return False
-                raise OSError(code, os.strerror(code))
-        return True
 
     def elements(self, table: str, set_name: str, family: int = BRIDGE) -> list[bytes]:
         """The keys of a set. Raises OSError."""

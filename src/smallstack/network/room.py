@@ -23,14 +23,14 @@ from pathlib import Path
 from smallstack.network.book import AddressBook, Change
 from smallstack.network.bridge import Bridge, choose_bridge, ensure_bridge, list_bridges
 from smallstack.network.dhcp.server import DhcpServer
-from smallstack.network.errors import NetworkError, NoUsableBridgeError, TapBusyError
+from smallstack.network.errors import NetworkError, NoUsableBridgeError
 from smallstack.network.guard import Guard, Guest
 from smallstack.network.metadata.server import Lookup, MetadataServer
 from smallstack.network.metadata.tracers import Tracers
 from smallstack.network.monitor import LinkChange, LinkMonitor, until_operational
 from smallstack.network.names import service_name
 from smallstack.network.netlink import Netlink, Sockets, interface_exists
-from smallstack.network.tap import Tap, delete_tap, open_tap, tap_name
+from smallstack.network.tap import Tap, delete_tap, open_tap, tap_busy, tap_name
 from smallstack.proto.vm import Subnet
 
 _log = logging.getLogger("smallstack.network")
@@ -184,7 +184,7 @@ class Network:
         bridge = self.bridge_for(port.subnet)
         guest = self._guest(port)
         if port.tap in self.guard.state.guests and interface_exists(port.tap):
-            raise TapBusyError(name=port.tap)  # before anything of the one that has it is touched
+            raise tap_busy(port.tap)  # before anything of the one that has it is touched
 
         def work(sockets: Sockets) -> Tap:
             tap = open_tap(sockets, port.tap, bridge, port.mac)
@@ -331,6 +331,3 @@ class Network:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-__all__ = ["BridgeSpec", "Network", "NoUsableBridgeError", "Port"]

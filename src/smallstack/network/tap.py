@@ -31,8 +31,6 @@ from smallstack.network.macs import packed_mac
 from smallstack.network.names import TAP_BY_IP, TAP_BY_MAC, TAP_PREFIXES
 from smallstack.network.netlink import NO_IPV6, Netlink, Sockets, route_error
 
-__all__ = ["TAP_PREFIXES", "Tap", "create_tap", "delete_tap", "list_taps", "tap_name"]
-
 TUN_DEVICE = "/dev/net/tun"
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
@@ -130,6 +128,12 @@ def holders(name: str) -> Iterator[int]:
                         break
 
 
+def tap_busy(name: str) -> TapBusyError:
+    """The error that names who holds a tap."""
+    pids = ", ".join(map(str, sorted(holders(name))))
+    return TapBusyError(name=name, holder=f"process {pids}" if pids else "a process")
+
+
 def open_tap(
     sockets: Sockets, name: str, bridge: Bridge, mac: str | None = None, mtu: int | None = None
 ) -> Tap:
@@ -161,7 +165,7 @@ def _attach(name: str) -> int:
     except OSError as error:
         os.close(fd)
         if error.errno == errno.EBUSY:
-            raise TapBusyError(name=name) from None
+            raise tap_busy(name) from None
         if error.errno == errno.EPERM:
             raise NoPrivilegeError(action=f"make the tap {name}") from None
         raise TapError(name=name, bridge="-", detail=error.strerror) from error

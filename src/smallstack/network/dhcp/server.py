@@ -11,6 +11,7 @@ That a client's MAC is what it says is not checked here: for our taps the guard 
 import asyncio
 import logging
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _BURST = 32
 _EVERYBODY = b"\xff" * 6
 _ETH_P_IP = 0x0800
 _SO_BINDTODEVICE = 25
+_TROUBLES = {Event.DECLINED, Event.REFUSED, Event.WRONG_INTERFACE}
+_WARN_SECONDS = 60
 
 
 @dataclass
@@ -64,6 +67,7 @@ class DhcpServer:
         """Called with what came of every message, after the reply is sent."""
         self._links: dict[str, _Link] = {}
         self._waiting: dict[IPv4Address, list[asyncio.Future[None]]] = {}
+        self._warned: dict[IPv4Address, float] = {}
 
     def listen(
         self,
@@ -136,6 +140,7 @@ class DhcpServer:
         """Answer no more for this address, and cancel who waits for it; it need not be known."""
         address = parse_ip(ip)
         self.leases.remove(address)
+        self._warned.pop(address, None)
         self._give_up(address)
 
     def acknowledged(self, ip: str) -> asyncio.Future[None]:
@@ -185,9 +190,23 @@ class DhcpServer:
             for future in self._waiting.pop(outcome.ip, []):
                 if not future.done():
                     future.set_result(None)
-        _tell(link.interface.name, outcome, request.chaddr)
+        self._tell(link.interface.name, outcome, request.chaddr)
         for listener in self.on_event:
             listener(outcome)
+
+    def _tell(self, bridge: str, outcome: Outcome, mac: bytes) -> None:
+        """Log what concerns a guest of ours; its troubles once a minute, or it could fill disks."""
+        if outcome.ip is None:
+            return
+        level = logging.DEBUG
+        if outcome.event in _TROUBLES:
+            now = time.monotonic()
+            if now - self._warned.get(outcome.ip, -_WARN_SECONDS) >= _WARN_SECONDS:
+                self._warned[outcome.ip] = now
+                level = logging.WARNING
+        _log.log(
+            level, "DHCP on %s: %s, %s %s", bridge, outcome.event.value, mac_text(mac), outcome.ip
+        )
 
     def _send(self, link: _Link, outcome: Outcome) -> None:
         reply, destination = outcome.reply, outcome.destination
@@ -227,19 +246,3 @@ def _open(bridge: str) -> tuple[socket.socket, socket.socket]:
             raise BridgeMissingError(name=bridge) from None
         raise DhcpPortError(bridge=bridge, detail=error.strerror) from error
     return receiver, sender
-
-
-def _tell(bridge: str, outcome: Outcome, mac: bytes) -> None:
-    quiet = {Event.UNKNOWN_CLIENT, Event.OTHER_SERVER, Event.NOT_A_REQUEST, Event.RELAYED}
-    level = logging.DEBUG
-    if outcome.event in {Event.DECLINED, Event.REFUSED, Event.WRONG_INTERFACE}:
-        level = logging.WARNING
-    if outcome.event not in quiet and _log.isEnabledFor(level):
-        _log.log(
-            level,
-            "DHCP on %s: %s, %s %s",
-            bridge,
-            outcome.event.value,
-            mac_text(mac),
-            outcome.ip,
-        )

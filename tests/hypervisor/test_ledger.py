@@ -22,7 +22,12 @@ from smallstack.hypervisor.host import GIB, MIB, LocalHost, Space, format_bytes
 from smallstack.hypervisor.ledger import Ledger, effective_size, memory_of, volume_name
 from smallstack.identity.peer import Peer
 from smallstack.network.book import AddressBook
-from smallstack.network.errors import NoFreeAddressError, PoolEmptyError, SubnetMissingError
+from smallstack.network.errors import (
+    NoFreeAddressError,
+    PoolEmptyError,
+    RecordError,
+    SubnetMissingError,
+)
 from smallstack.proto.enums import VolumeType
 from smallstack.proto.vm import Address, LocalVmInfo, LocalVolume, Subnet, VmInfo, Volume
 from smallstack.telemetry.errors import SmallStackError
@@ -139,6 +144,22 @@ async def test_concurrent_reservations_never_overbook(tmp_path: Path) -> None:
     assert ledger.milli_cpus_left == 200
     assert len({h.ip for h in granted}) == 6
     assert len(ledger.book.pool.free) == 21 - 6
+
+
+async def test_an_address_is_not_lost_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = await make_ledger(tmp_path, count=1)
+    ip = (await ledger.reserve(info(), NOBODY)).ip
+
+    async def full(address: Address) -> None:
+        raise RecordError(action="write", path="address-pool.json", detail="No space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.book, "release", full)
+        await ledger.release(ip)
+    assert ledger.holdings == {}
+    assert (await ledger.reserve(info(), NOBODY)).ip == ip
 
 
 def record(ip: str, size: int, directory: str = "/v0") -> LocalVmInfo:

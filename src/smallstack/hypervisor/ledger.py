@@ -15,6 +15,7 @@ MemAvailable at the moment; guest memory is never touched to find out. Space is 
 though layers are thin: what VMs may still write counts as taken.
 """
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +32,12 @@ from smallstack.hypervisor.errors import (
 )
 from smallstack.hypervisor.host import GIB, MIB, Host, format_bytes
 from smallstack.network.book import AddressBook
+from smallstack.network.errors import RecordError
 from smallstack.network.subnets import Caller
 from smallstack.proto.enums import VolumeType
 from smallstack.proto.vm import Address, LocalVmInfo, VmInfo, Volume
+
+_log = logging.getLogger("smallstack.hypervisor")
 
 
 def effective_size(volume: Volume) -> int:
@@ -83,6 +87,7 @@ class Ledger:
         self.book = book
         self.directories = list(directories)
         self.holdings: dict[str, Holding] = {}
+        self._owed: list[Address] = []
         self._cache_directory = cache_directory
         self._cache_unused = cache_unused
 
@@ -138,6 +143,7 @@ class Ledger:
                 raise SubnetTwiceError(subnet=subnet_id)
         asked = [info.address.ip_address, *(a.ip_address for a in info.secondary_addresses)]
         asked += [""] * (len(wanted) - len(asked))
+        await self._give_back(())
         holding = Holding([])
         try:
             for subnet_id, ip in zip(wanted, asked, strict=False):
@@ -270,8 +276,15 @@ class Ledger:
         raise SpaceError(size=format_bytes(size), left=format_bytes(left))
 
     async def _give_back(self, addresses: Sequence[Address]) -> None:
-        for address in addresses:
-            await self.book.release(address)
+        """Make addresses free. Where that cannot be written (the disk is full) it is tried again
+        with the next reservation, and a start derives it anyway."""
+        owed, self._owed = [*self._owed, *addresses], []
+        for address in owed:
+            try:
+                await self.book.release(address)
+            except RecordError as error:
+                _log.warning("%s is not free yet: %s", address.ip_address, error)
+                self._owed.append(address)
 
 
 def volume_name(number: int) -> str:

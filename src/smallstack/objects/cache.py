@@ -170,7 +170,7 @@ class ObjectCache:
         gone = self._held.keys() - set(listed) - self._moving.keys()
         for missing in gone:
             self._forget(missing)
-        await self._evict(self._used_bytes + self._reserved_bytes - self.quota_bytes)
+        await self._evict()
         await asyncio.to_thread(self._index_drop, list(gone))
         return len(new)
 
@@ -206,20 +206,27 @@ class ObjectCache:
         self, wanted: Mapping[bytes, int], source: ObjectSource, done: list[Stored]
     ) -> None:
         """Check what lies on disk already, fetch the rest; ``wanted`` is claimed."""
-        found, verified = await asyncio.to_thread(self._verify_found, wanted)
-        for hash_ in found:
-            if hash_ in self._held:
+        room = _Room(self)
+        try:
+            room.take({h: size for h, size in wanted.items() if h not in self._held})
+            await self._evict()
+            found, verified = await asyncio.to_thread(self._verify_found, wanted)
+            for stored in verified:
+                self._arrived(stored, room)
+            wrong = {h: wanted[h] for h in found if h in self._held and h not in self}
+            for hash_ in wrong:
                 self._forget(hash_)
-        for stored in verified:
-            self._remember(stored.hash, Known(stored.size, stored.blake3), time.monotonic_ns())
-        rest = {h: size for h, size in wanted.items() if h not in self._held}
-        if not rest:
-            return
-        with self._reserve(rest) as arrived:
-            await self._evict(self._used_bytes + self._reserved_bytes - self.quota_bytes)
-            order = list(rest.items())
+            room.take(wrong)
+            order = [(h, size) for h, size in wanted.items() if h not in self._held]
             for start in range(0, len(order), REQUEST):
-                await self._fetch(order[start : start + REQUEST], source, arrived, done)
+                await self._fetch(order[start : start + REQUEST], source, room, done)
+        finally:
+            room.close()
+
+    def _arrived(self, stored: Stored, room: "_Room") -> None:
+        room.give_back(stored.hash)
+        known = Known(stored.size, stored.blake3)
+        self._remember(stored.hash, known, time.monotonic_ns())
 
     def _verify_found(self, wanted: Mapping[bytes, int]) -> tuple[list[bytes], list[Stored]]:
         found, verified = [], []
@@ -241,14 +248,12 @@ class ObjectCache:
         self,
         order: Sequence[tuple[bytes, int]],
         source: ObjectSource,
-        arrived: Callable[[Stored], None],
+        room: "_Room",
         done: list[Stored],
     ) -> None:
         def publish(stored: list[Stored]) -> None:
-            now = time.monotonic_ns()
             for one in stored:
-                arrived(one)
-                self._remember(one.hash, Known(one.size, one.blake3), now)
+                self._arrived(one, room)
             done.extend(stored)
 
         try:
@@ -320,39 +325,20 @@ class ObjectCache:
 
     # Room.
 
-    @contextmanager
-    def _reserve(self, wanted: Mapping[bytes, int]) -> Iterator[Callable[[Stored], None]]:
-        """Count ``wanted`` as there; the function yielded counts one of them as arrived."""
-        needed = left = sum(wanted.values())
-        pinned = self._pinned()
-        in_use = sum(self._held[h].size for h in pinned if h in self._held)
-        if in_use + self._reserved_bytes + needed > self.quota_bytes:
-            raise CacheFullError(needed=needed, quota=self.quota_bytes, pinned=in_use)
-        self._reserved_bytes += needed
-
-        def arrived(stored: Stored) -> None:
-            nonlocal left
-            left -= stored.size
-            self._reserved_bytes -= stored.size
-
-        try:
-            yield arrived
-        finally:
-            self._reserved_bytes -= left
-
-    async def _evict(self, excess: int) -> None:
-        """Remove what was not used for longest and is neither pinned nor moving."""
-        if excess <= 0:
+    async def _evict(self) -> None:
+        """Come below the quota: what was not used for longest goes, unless pinned or moving."""
+        if self._used_bytes + self._reserved_bytes <= self.quota_bytes:
             return
         by_age = await asyncio.to_thread(self._by_age)
         pinned = self._pinned()
+        excess = self._used_bytes + self._reserved_bytes - self.quota_bytes
         victims = []
         for hash_ in by_age:
+            if excess <= 0:
+                break
             if hash_ in self._held and hash_ not in pinned and hash_ not in self._moving:
                 victims.append(hash_)
                 excess -= self._held[hash_].size
-                if excess <= 0:
-                    break
         with self._claim(victims):
             for hash_ in victims:
                 self._forget(hash_)
@@ -403,6 +389,33 @@ class ObjectCache:
             for hash_ in claimed:
                 del self._moving[hash_]
             over.set_result(None)
+
+
+class _Room:
+    """Bytes of objects on their way in, counted before they are there."""
+
+    def __init__(self, cache: ObjectCache) -> None:
+        self._cache = cache
+        self._left: dict[bytes, int] = {}
+
+    def take(self, objects: Mapping[bytes, int]) -> None:
+        """Count these too; raises CacheFullError when evicting could not make room for them."""
+        cache = self._cache
+        needed = sum(objects.values())
+        in_use = sum(cache._held[h].size for h in cache._pinned() if h in cache._held)
+        if needed and in_use + cache._reserved_bytes + needed > cache.quota_bytes:
+            raise CacheFullError(needed=needed, quota=cache.quota_bytes, pinned=in_use)
+        self._left.update(objects)
+        cache._reserved_bytes += needed
+
+    def give_back(self, hash_: bytes) -> None:
+        """It is there, or will not come."""
+        self._cache._reserved_bytes -= self._left.pop(hash_, 0)
+
+    def close(self) -> None:
+        """Give back what is left."""
+        for hash_ in list(self._left):
+            self.give_back(hash_)
 
 
 async def _outlast(work: Awaitable[T], then: Callable[[T], None] | None = None) -> None:

@@ -1,0 +1,126 @@
+"""Kills a process that fills a cache at every one of its writes, then looks at what is left.
+
+A program of its own: it forks from a state with one thread. Prints the number of kill points.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from smallstack.objects.cache import ObjectCache
+from tests.objects.sources import MemorySource, digest
+
+OBJECTS = [bytes([n]) * 300 for n in range(1, 7)] + [b"L" * (1 << 21)]
+QUOTA = (1 << 21) + 1300
+CALLS = ("write", "rename", "open", "unlink", "ftruncate", "fsync", "makedirs", "posix_fallocate")
+
+
+class Killer:
+    """Counts the calls that change the disk; the one that is due happens half, or not at all."""
+
+    def __init__(self, due: int) -> None:
+        self.due = due
+        self.count = 0
+
+    def wrap(self, name: str) -> None:
+        inner: Callable[..., Any] = getattr(os, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count == self.due:
+                if name == "write":
+                    inner(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return inner(*arguments, **options)
+
+        setattr(os, name, counted)
+
+
+def fill(directory: Path, due: int) -> int:
+    """Fetch, evict, drop, compact; the number of calls it took."""
+    killer = Killer(due)
+    for name in CALLS:
+        killer.wrap(name)
+    cache = ObjectCache(directory, QUOTA)
+
+    async def work() -> None:
+        source = MemorySource(*OBJECTS)
+        items = list(source.objects().items())
+        await cache.ensure(dict(items[:3]), source)
+        await cache.ensure(dict(items[2:]), source)
+        cache.drop(items[4][0])
+        await cache.ensure(dict(items[4:5]), source)
+
+    asyncio.run(work())
+    cache.close()
+    return killer.count
+
+
+def check(directory: Path) -> None:
+    """All that the cache believes to have is right, and what lacks can be fetched."""
+    cache = ObjectCache(directory, QUOTA)
+    for data in OBJECTS:
+        if digest(data) in cache and cache.path(digest(data)).exists():
+            assert cache.path(digest(data)).read_bytes() == data
+
+    async def work() -> None:
+        await cache.sweep()
+        assert cache.used_bytes <= QUOTA
+        source = MemorySource(*OBJECTS)
+        wanted = dict(list(source.objects().items())[3:])
+        await cache.ensure(wanted, source)
+        for hash_ in wanted:
+            assert cache.path(hash_).read_bytes() == source.contents[hash_]
+
+    asyncio.run(work())
+    known = {cache._store.path(hash_) for hash_ in cache._held}
+    assert set(directory.glob("??/??/*")) == known
+    assert list((directory / ".incoming").iterdir()) == []
+    cache.close()
+    assert sorted(p.name for p in directory.iterdir() if p.name.startswith(".")) == [
+        ".incoming",
+        ".index",
+        ".lock",
+    ]
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """The wait status of a child that did this."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def main() -> None:
+    """Every kill point in turn."""
+    logging.disable(logging.CRITICAL)
+    base = Path(sys.argv[1])
+    due = 1
+    while True:
+        directory = base / str(due)
+        status = in_a_child(lambda: fill(directory, due))  # noqa: B023 - it is over before
+        assert status == 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+        assert in_a_child(lambda: check(directory)) == 0, f"kill point {due}"  # noqa: B023
+        shutil.rmtree(directory)
+        if status == 0:
+            break
+        due += 1
+    print(due - 1)
+
+
+if __name__ == "__main__":
+    main()

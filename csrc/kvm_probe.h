@@ -49,7 +49,7 @@ struct ss_kvm_program ss_kvm_program_real(void);
 
 /* Run `program` under `device` in a child process; returns 0 with the verdict filled in, or a
  * negative errno if no child could be made. The guest is stopped after limit_ms milliseconds by
- * a timer, the child killed after twice that. Blocks for that long at most. */
+ * a timer, the child killed half a second after that. Blocks for that long at most. */
 int ss_kvm_probe(const char *device, const struct ss_kvm_program *program, uint32_t limit_ms,
                  struct ss_kvm_verdict *verdict);
 

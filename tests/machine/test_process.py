@@ -68,6 +68,12 @@ def kill_without_reaping(pid: int) -> None:
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
+def empty_disk(path: Path, sectors: int = 2048) -> None:
+    """A sparse file that nobody but us may read."""
+    path.touch(mode=0o600)
+    os.truncate(path, sectors * 512)
+
+
 def overlay(directory: Path, name: str, backing: str) -> None:
     """A qcow2 image over a raw one, both in ``directory``."""
     subprocess.run(
@@ -252,6 +258,18 @@ async def test_a_qemu_that_hangs_is_killed_by_quit(
     assert is_gone(machine)
 
 
+async def test_a_qemu_that_hangs_at_its_exit_is_killed(
+    make_spec: MakeSpec, boot: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "EXIT_LIMIT", 0.2)
+    machine = await boot(make_spec("obey"))
+    await console_says(machine, b"ready\n")
+    os.kill(machine.pid, signal.SIGSTOP)
+    machine._on_event("SHUTDOWN", {"guest": True, "reason": "guest-reset"})
+    assert await machine.wait() is ExitReason.CRASHED
+    assert is_gone(machine)
+
+
 async def test_a_qemu_that_is_killed_has_died(make_spec: MakeSpec, boot: Launch) -> None:
     machine = await boot(make_spec("obey"))
     await machine.started()
@@ -381,7 +399,7 @@ async def test_a_launch_that_is_cancelled_leaves_nothing(make_spec: MakeSpec) ->
 
 async def test_every_thread_is_confined(make_spec: MakeSpec, boot: Launch, tmp_path: Path) -> None:
     image = tmp_path / "disk"
-    image.write_bytes(bytes(1 << 20))
+    empty_disk(image)
     machine = await boot(make_spec("obey", disks=(DiskSpec(path=image),)))
     await machine.started()
     await console_says(machine, b"ready\n")
@@ -429,9 +447,8 @@ async def test_devices_are_where_the_spec_puts_them(
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     for name, sectors in (("brick", 4096), ("data", 2048)):
-        (closed / name).write_bytes(bytes(sectors * 512))
-        (closed / name).chmod(0o600)
-    overlay(closed, "layer", "brick")
+        empty_disk(closed / name, sectors)
+    await asyncio.to_thread(overlay, closed, "layer", "brick")
     disks = (
         DiskSpec(path=closed / "layer", format="qcow2", backing=closed / "brick"),
         DiskSpec(path=closed / "data"),
@@ -451,7 +468,7 @@ async def test_devices_are_where_the_spec_puts_them(
 
 async def test_disks_of_q35(make_spec: MakeSpec, boot: Launch, tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
-        (tmp_path / name).write_bytes(bytes(1 << 20))
+        empty_disk(tmp_path / name)
     disks = (
         DiskSpec(path=tmp_path / "a"),
         DiskSpec(path=tmp_path / "b", interface="nvme"),

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +53,8 @@ OBEY_LIMIT = 15.0
 """Seconds a guest has to stop or reboot."""
 QUIT_LIMIT = 5.0
 """Seconds QEMU has to quit before it is killed."""
+EXIT_LIMIT = 30.0
+"""Seconds for QEMU to end once it has said that the guest has (it flushes disks meanwhile)."""
 DRAIN_LIMIT = 1.0
 """Seconds for the last bytes of the sockets of a process that has ended."""
 
@@ -180,13 +182,13 @@ class Machine:
         self._port = _AgentPort(self)
 
     def __repr__(self) -> str:
-        state = self._exit.result().value if self._exit.done() else "running"
-        return f"<Machine {self.name} pid {self.pid} {state}>"
+        return f"<Machine {self.name} pid {self.pid} {self.reason or 'running'}>"
 
     @property
     def reason(self) -> ExitReason | None:
         """How the machine ended; None while it runs."""
-        return self._exit.result() if self._exit.done() else None
+        over = self._exit.done() and not self._exit.cancelled()
+        return self._exit.result() if over else None
 
     async def started(self) -> None:
         """Wait until the monitor answers; raises `error` if the machine ends before."""
@@ -286,7 +288,7 @@ class Machine:
         loop.add_reader(self._pidfd, self._on_process_end)
         if start_limit is not None:
             self._start_limit = start_limit
-            self._limit = loop.call_later(start_limit, self._on_start_limit)
+            self._set_limit(start_limit, self._on_start_limit)
         await self._open("serial0", self.console)
         await self._open("agent0", self._port)
         sock = self._sockets.pop("monitor", None)
@@ -343,6 +345,7 @@ class Machine:
     def _on_event(self, name: str, data: Mapping[str, object]) -> None:
         if name == "SHUTDOWN":
             self._seen.shutdown = str(data.get("reason"))
+            self._set_limit(EXIT_LIMIT, self.kill)
         elif name == "RESET" and name in self._changed:
             self._changed[name].set()
 
@@ -350,8 +353,7 @@ class Machine:
         self.timeline.mark("monitor")
         self._seen.monitor_answered = True
         self._up.set()
-        if self._limit is not None:
-            self._limit.cancel()
+        self._set_limit(None)
 
     def _on_start_limit(self) -> None:
         self._seen.start_limit_hit = True
@@ -359,8 +361,7 @@ class Machine:
 
     def _on_process_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
-        if self._limit is not None:
-            self._limit.cancel()
+        self._set_limit(None)
         self._ending = asyncio.create_task(self._end())
 
     async def _end(self) -> None:
@@ -384,9 +385,16 @@ class Machine:
             return StartError(name=self.name, status=_status_text(self._seen), detail=said)
         return None
 
-    async def _close(self) -> None:
+    def _set_limit(self, seconds: float | None, then: Callable[[], None] = lambda: None) -> None:
+        """One limit at a time; None takes it away."""
         if self._limit is not None:
             self._limit.cancel()
+            self._limit = None
+        if seconds is not None:
+            self._limit = asyncio.get_running_loop().call_later(seconds, then)
+
+    async def _close(self) -> None:
+        self._set_limit(None)
         if self._monitor_task is not None:
             self._monitor_task.cancel()
             await asyncio.wait({self._monitor_task})

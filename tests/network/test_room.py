@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from smallstack.network.book import AddressBook
+from smallstack.network.bridge import Bridge, choose_bridge
 from smallstack.network.dhcp.packet import MessageType
 from smallstack.network.errors import (
     BridgeMissingError,
@@ -246,6 +247,8 @@ async def test_errors(netlink: Netlink, tmp_path: Path) -> None:
 
 async def test_a_subnet_without_a_bridge(network: Network) -> None:
     lost = msgspec.structs.replace(SUBNET, id="lost", vlan_id=9)
+    with pytest.raises(VlanMissingError, match="is on VLAN 9, which no bridge carries: make a"):
+        await network.attach(Port(mac_for_ip("198.51.100.5"), "198.51.100.5", lost))
     network.bridges["br0"] = dataclasses.replace(network.bridges["br0"], vlan_id=7)
     with pytest.raises(NoUsableBridgeError, match=r"for subnet 'lost' \(VLAN 9\): there are br0"):
         await network.attach(Port(mac_for_ip("198.51.100.5"), "198.51.100.5", lost))
@@ -331,3 +334,16 @@ async def test_the_loop_is_not_held_up(network: Network) -> None:
 
 def test_port_without_an_address() -> None:
     assert Port("52:54:00:00:00:01", "", Subnet(id="x")).tap == "ssm525400000001"
+
+
+def test_the_bridge_of_a_subnet() -> None:
+    """br@<subnet>, then the bridge of the VLAN, then that of VLAN 0 with a tag."""
+    plain, own = Bridge("br0", 1, 1500), Bridge("br@x", 2, 1500, vlan_id=5)
+    tagged = Bridge("br5", 3, 1500, vlan_id=5)
+    every = [plain, tagged, own]
+    assert choose_bridge("x", 0, every) == (own, None)
+    assert choose_bridge("y", 5, every) == (tagged, None)
+    assert choose_bridge("y", 0, every) == (plain, None)
+    assert choose_bridge("y", 6, every) == (plain, 6)
+    with pytest.raises(NoUsableBridgeError, match=r"\(VLAN 5\): there are br@x"):
+        choose_bridge("y", 5, [own])

@@ -20,6 +20,11 @@ class NoUsableBridgeError(NetworkError):
     """no usable bridge for subnet {subnet!r} (VLAN {vlan_id}): there are {known}"""
 
 
+class VlanMissingError(NoUsableBridgeError):
+    """subnet {subnet!r} is on VLAN {vlan_id}, which no bridge carries: make a bridge {name}, or
+    one with an uplink in that VLAN"""
+
+
 class NoPrivilegeError(NetworkError):
     """cannot {action}: this needs root (CAP_NET_ADMIN) in this network namespace"""
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from smallstack.network.book import AddressBook, Change
 from smallstack.network.bridge import Bridge, choose_bridge, ensure_bridge, list_bridges
 from smallstack.network.dhcp.server import DhcpServer
-from smallstack.network.errors import NetworkError, NoUsableBridgeError
+from smallstack.network.errors import NetworkError, NoUsableBridgeError, VlanMissingError
 from smallstack.network.guard import Guard, Guest
 from smallstack.network.metadata.server import Lookup, MetadataServer
 from smallstack.network.metadata.tracers import Tracers
@@ -162,16 +162,11 @@ class Network:
         return [service.control_socket for service in self.services.values()]
 
     def bridge_for(self, subnet: Subnet) -> Bridge:
-        """The bridge on which VMs of the subnet are. Raises NoUsableBridgeError."""
+        """The bridge on which VMs of the subnet are. Raises NoUsableBridgeError, for a VLAN that
+        no bridge carries as for no bridge at all: nobody would tag the frames."""
         bridge, tag = choose_bridge(subnet.id, subnet.vlan_id, list(self.bridges.values()))
         if tag:
-            _log.warning(
-                "subnet %s is on VLAN %d, for which there is no bridge: its VMs are on %s and have "
-                "to tag their frames",
-                subnet.id,
-                tag,
-                bridge.name,
-            )
+            raise VlanMissingError(subnet=subnet.id, vlan_id=tag, name="br@" + subnet.id)
         return bridge
 
     async def attach(self, port: Port, *, lease: bool = True) -> Tap:

@@ -24,6 +24,7 @@ from smallstack.network.errors import (
     NoUsableBridgeError,
     TapBusyError,
     TapError,
+    VlanMissingError,
 )
 from smallstack.network.guard import TABLE
 from smallstack.network.netlink import Netlink

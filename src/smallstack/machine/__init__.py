@@ -10,7 +10,9 @@ process ended.
     kernel       which kernel of an image, and is it PVH
     spec         what a machine consists of (data)
     command      spec -> QEMU's argument vector (pure)
-    process      launch, find again, stop, reboot, quit, wait      csrc/spawn.c
+    start        open what QEMU needs, spawn it; find its process  csrc/spawn.c
+    process      launch, find again, stop, reboot, quit, wait
+    monitor      the QMP session
     lifecycle    why a machine ended (pure)
     console      serial console: bounded log on disk, one client
     agent_port   the words between agent and guest init (sans-I/O)

@@ -112,12 +112,16 @@ def is_ours(name: str) -> bool:
 
 
 def holders(name: str) -> Iterator[int]:
-    """Process ids that hold the tap, from /proc; needs root to see other users' processes."""
+    """Processes of the calling thread's network namespace that hold the tap, from /proc; needs
+    root to see other users' processes."""
     wanted = f"iff:\t{name}"
+    namespace = Path("/proc/thread-self/ns/net").readlink()
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
         with suppress(OSError):
+            if (process / "ns" / "net").readlink() != namespace:
+                continue
             for descriptor in (process / "fd").iterdir():
                 with suppress(OSError):
                     if descriptor.readlink() != Path(TUN_DEVICE):

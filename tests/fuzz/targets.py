@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -184,7 +185,11 @@ def build_extensions() -> Path:
             ],
             environment,
         )
-        fresh.rename(library)
+        try:
+            fresh.rename(library)
+        except OSError:
+            # Another run was first: the same content, so its copy serves as well.
+            shutil.rmtree(fresh)
     return library
 
 

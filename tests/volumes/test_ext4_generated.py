@@ -28,7 +28,10 @@ TARGETS = st.sampled_from([1, 58, 59, 60, 61, 300, 4095]).map(lambda n: b"t" * n
 DEVICES = st.tuples(
     st.sampled_from([0, 1, 255, 256, 4095]), st.sampled_from([0, 5, 255, 256, 2**20 - 1])
 ).map(lambda pair: os.makedev(*pair))
-SPACES = {stat.S_IFREG: [b"user.", b"trusted.", b"security."], stat.S_IFDIR: [b"user.", b"trusted."]}
+SPACES = {
+    stat.S_IFREG: [b"user.", b"trusted.", b"security."],
+    stat.S_IFDIR: [b"user.", b"trusted."],
+}
 
 
 @st.composite

@@ -30,7 +30,7 @@ cdef extern from "qcow2_overlay.h" nogil:
         uint64_t offset
         const uint8_t *data
         uint32_t length
-    int ss_qcow2_overlay(int fd, int backing, const char *name, uint64_t size,
+    int ss_qcow2_overlay(int fd, const char *name, uint64_t size,
                          const ss_change *changes, uint32_t count, uint64_t *written)
     int ss_changes_apply(int fd, const ss_change *changes, uint32_t count, uint64_t *written)
 
@@ -48,7 +48,6 @@ cdef class Edit:
     cdef ss_edit_block *blocks
     cdef uint32_t count
     cdef uint64_t offset
-    cdef int fd
 
     def __cinit__(self, int fd, uint64_t offset, uint64_t length, int64_t time):
         memset(&self.edit, 0, sizeof(self.edit))
@@ -56,7 +55,6 @@ cdef class Edit:
         self.blocks = NULL
         self.count = 0
         self.offset = offset
-        self.fd = fd
         self.check(ss_edit_open(&self.edit, fd, offset, length, time, 0))
 
     def __dealloc__(self):
@@ -128,7 +126,7 @@ cdef class Edit:
         cdef const char *name = backing_name
         self.collect()
         with nogil:
-            rc = ss_qcow2_overlay(fd, self.fd, name, size, self.changes, self.count, &written)
+            rc = ss_qcow2_overlay(fd, name, size, self.changes, self.count, &written)
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc))
         return written

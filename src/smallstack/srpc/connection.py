@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 from smallstack.identity.peer import Peer
 from smallstack.srpc import gob
 from smallstack.srpc.coder import DEFAULT, NEED_MORE, Limits, NeedMoreType
-from smallstack.srpc.stream import MAX_LINE, READ_HIGH, Stream
+from smallstack.srpc.stream import MAX_LINE, READ_HIGH, WRITE_HIGH, Stream
 
 if TYPE_CHECKING:
     from smallstack.srpc import json_coder
@@ -74,7 +74,11 @@ class Connection(Stream):
         encoder = self._encoder
         if encoder is None:
             encoder = self._encoder = _json().Encoder() if self.json else gob.Encoder()
-        self.write(await asyncio.to_thread(encoder.encode, value))
+        data = await asyncio.to_thread(encoder.encode, value)
+        for start in range(0, len(data), WRITE_HIGH):
+            self.write(data[start : start + WRITE_HIGH])
+            if len(data) > WRITE_HIGH:
+                await self.flush()  # encrypting it all would hold the loop as well
 
     async def decode(self, type_: type[T], *, idle: bool = False) -> T:
         """The next value. With ``idle`` its first byte may take as long as it likes.

@@ -1,5 +1,7 @@
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -282,3 +284,15 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
     catalogue.add("one", image())
+
+
+def test_killed_at_every_write(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.images.kill_points", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+    print(f"kill points of the image catalogue: {done.stdout.strip()}")

@@ -26,7 +26,7 @@ from smallstack.telemetry.errors import SmallStackError
 
 SMALL: Final = 1 << 20
 BATCH_BYTES: Final = 4 << 20
-BATCH_OBJECTS: Final = 512
+BATCH_OBJECTS: Final = 128
 _UNNAMED: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 BATCH_FILES: Final = 16
 """Large contents that keep a file open at a time, in each of some three batches."""

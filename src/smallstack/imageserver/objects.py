@@ -26,7 +26,7 @@ from smallstack.srpc.server import Call, Handler
 from smallstack.telemetry.errors import SmallStackError
 
 BATCH: Final = 1 << 20
-BATCH_OBJECTS: Final = 256
+BATCH_OBJECTS: Final = 64
 GET_SLOTS: Final = 100
 """Transfers at a time; more wait for a slot."""
 _log = logging.getLogger("smallstack.imageserver")

@@ -32,6 +32,8 @@ from smallstack.telemetry.errors import SmallStackError
 T = TypeVar("T", bound=Message)
 _LARGE: Final = ("AddImage", "AddImageTrusted", "GetImage")
 """Methods whose messages hold whole trees: coded in threads, with larger bounds."""
+_LISTED: Final = 64
+"""Values of a long list that are encoded at a stretch."""
 _log = logging.getLogger("smallstack.imageserver")
 
 
@@ -300,8 +302,12 @@ class ImageService:
 
     async def list_unreferenced_objects(self, call: Call) -> None:
         """Objects that no image needs, ended by one of size 0."""
-        for hash_, size in await asyncio.to_thread(self._references.unreferenced):
-            call.conn.encode(proto.Object(hash=hash_, size=size))
+        found = await asyncio.to_thread(self._references.unreferenced)
+        for start in range(0, len(found), _LISTED):
+            for hash_, size in found[start : start + _LISTED]:
+                call.conn.encode(proto.Object(hash=hash_, size=size))
+            await call.conn.flush()
+            await asyncio.sleep(0)  # others have their turn
         call.conn.encode(proto.Object())
 
     async def delete_unreferenced_objects(

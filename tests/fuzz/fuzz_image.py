@@ -3,7 +3,7 @@
 import hashlib
 from unittest.mock import patch
 
-from smallstack.images import catalogue
+from smallstack.images import image_file
 from smallstack.images.computed import computed_files, repeated_computed_file
 from smallstack.images.errors import FilterError, ImageNameError, RefusedError
 from smallstack.images.filter import PathFilter
@@ -24,14 +24,14 @@ def one_input(data: bytes) -> None:
     """The image that a file of these bytes and their digest holds."""
     _names(data[:200].decode(errors="surrogateescape"))
     try:
-        with patch.object(catalogue, "IMAGE", LIMITS):
-            image = catalogue._decode(data + hashlib.sha512(data).digest(), Image)
+        with patch.object(image_file, "IMAGE", LIMITS):
+            image = image_file.decode(data + hashlib.sha512(data).digest(), Image)
     except (RemoteProtocolError, RefusedError) as error:
         assert "\n" not in str(error)
         return
     again = Encoder().encode(image)
-    with patch.object(catalogue, "IMAGE", LIMITS):
-        assert catalogue._decode(again + hashlib.sha512(again).digest(), Image) == image
+    with patch.object(image_file, "IMAGE", LIMITS):
+        assert image_file.decode(again + hashlib.sha512(again).digest(), Image) == image
     _questions(image)
 
 

@@ -12,33 +12,28 @@ is what lists and searches need; a tree of inodes is read from its file when som
 and the last ones asked for are kept. Every method blocks and any thread may call it.
 """
 
-import hashlib
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
 from smallstack.images.errors import CatalogueError, ImageNameError, RefusedError
+from smallstack.images.image_file import DIGEST_SIZE, decode, sync_directory, truncate, write
 from smallstack.images.names import ROOT, check_directory, check_name, parent
 from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Directory, DirectoryMetadata, Image
 from smallstack.proto.kinds import Time
-from smallstack.srpc.coder import IMAGE, NEED_MORE
-from smallstack.srpc.gob import Decoder, Encoder
 from smallstack.telemetry.errors import SmallStackError, describe
 
-T = TypeVar("T")
 METADATA: Final = ".metadata"
 KEPT_BYTES: Final = 64 << 20
 """Bytes of trees kept in memory."""
-_DIGEST: Final = 64
 _log = logging.getLogger("smallstack.images")
 
 
@@ -204,7 +199,7 @@ class ImageCatalogue:
         with self._reserved(name):
             path = self.directory / name
             try:
-                checksum = _write(path, image, exclusive=True)
+                checksum = write(path, image, exclusive=True)
             except FileExistsError:
                 if name in self._damaged:
                     raise RefusedError(text=f"image: {name} exists but is damaged") from None
@@ -223,7 +218,7 @@ class ImageCatalogue:
         with self._lock:
             self._existing(name)
             try:
-                _truncate(self.directory / name)
+                truncate(self.directory / name)
             except OSError as error:
                 raise CatalogueError(directory=self.directory, detail=describe(error)) from error
             self._forget(name)
@@ -270,7 +265,7 @@ class ImageCatalogue:
             if image is None or image.file_system is None:
                 raise RefusedError(text="image not found")
             changed = msgspec.structs.replace(image, expires_at=expires_at)
-            checksum = _write(self.directory / name, changed, exclusive=False)
+            checksum = write(self.directory / name, changed, exclusive=False)
             with self._lock:
                 self._entries[name] = _entry(changed, image.file_system, checksum)
         except OSError as error:
@@ -376,12 +371,12 @@ class ImageCatalogue:
 
     def _read(self, name: str) -> tuple[Image, bytes]:
         data = (self.directory / name).read_bytes()
-        return _decode(data, Image), data[-_DIGEST:]
+        return decode(data, Image), data[-DIGEST_SIZE:]
 
     def _read_metadata(self, directory: str) -> DirectoryMetadata:
         try:
             data = (self.directory / directory / METADATA).read_bytes()
-            return _decode(data, DirectoryMetadata)
+            return decode(data, DirectoryMetadata)
         except FileNotFoundError:
             return DirectoryMetadata()
         except SmallStackError as error:
@@ -397,7 +392,7 @@ class ImageCatalogue:
                 raise RefusedError(text=f"cannot add previously deleted image: {name}")
             if above.owner_group:
                 self._write_metadata(name, above)
-            _sync_directory((self.directory / name).parent)
+            sync_directory((self.directory / name).parent)
         except OSError as error:
             raise CatalogueError(directory=self.directory, detail=describe(error)) from error
         self._directories[name] = above
@@ -405,7 +400,7 @@ class ImageCatalogue:
     def _write_metadata(self, directory: str, metadata: DirectoryMetadata) -> None:
         path = self.directory / directory / METADATA
         if metadata.owner_group:
-            _write(path, metadata, exclusive=False)
+            write(path, metadata, exclusive=False)
         else:
             path.unlink(missing_ok=True)
 
@@ -484,52 +479,3 @@ def _is_in(name: str, directory: str) -> bool:
     if directory.endswith("/"):
         return parent(name) == directory[:-1]
     return name.startswith(directory + "/")
-
-
-def _decode(data: bytes, kind: type[T]) -> T:
-    if len(data) <= _DIGEST or hashlib.sha512(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
-        raise RefusedError(text="its checksum is wrong: the file is damaged")
-    decoder = Decoder(IMAGE)
-    decoder.feed(memoryview(data)[:-_DIGEST])
-    value = decoder.decode(kind)
-    if value is NEED_MORE:
-        raise RefusedError(text="it ends too early: the file is damaged")
-    return value
-
-
-def _write(path: Path, value: object, *, exclusive: bool) -> bytes:
-    """Write a value and its digest so that it is there whole or not at all; the digest.
-
-    Raises OSError, FileExistsError among them when ``exclusive`` and the name is taken.
-    """
-    data = Encoder().encode(value)
-    checksum = hashlib.sha512(data).digest()
-    temporary = path.with_name(path.name + "~")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.write(checksum)
-            file.flush()
-            os.fsync(file.fileno())
-        if exclusive:
-            path.hardlink_to(temporary)
-        else:
-            temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-    return checksum
-
-
-def _truncate(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(0)
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

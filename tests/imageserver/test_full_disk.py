@@ -1,0 +1,92 @@
+"""The image server when its disk is full: one clear line, nothing left behind, nothing lost."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import asyncio, os, sys
+from pathlib import Path
+from smallstack.control.images import ImageServer as Remote, NewImage, Progress, add_image
+from smallstack.daemon.listener import Listener, bind
+from smallstack.imageserver.daemon import ImageServer
+from smallstack.srpc.server import Server
+from smallstack.telemetry.errors import SmallStackError
+
+root = Path(sys.argv[1])
+source = Path(sys.argv[2])
+filler = root / "filler"
+
+
+def leave(free):
+    os.sync()
+    space = os.statvfs(root)
+    fd = os.open(filler, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.posix_fallocate(fd, 0, max(1, space.f_bavail * space.f_frsize - free))
+    os.close(fd)
+
+
+async def main():
+    inside = ImageServer(root / "images", root / "objects")
+    inside.load()
+    server = Server(insecure=True)
+    inside.register(server)
+    listener = Listener(server)
+    for sock in bind("127.0.0.1", 0):
+        await listener.add(sock)
+    remote = Remote(f"127.0.0.1:{listener.addresses[0][1]}", None)
+    await add_image(remote, NewImage("first", source / "etc"), Progress())
+    said = set()
+    for number, free in enumerate(range(8192, 4 << 20, 250_000)):
+        leave(free)
+        try:
+            await add_image(remote, NewImage(f"image{number}", source), Progress())
+        except SmallStackError as error:
+            text = str(error)
+            assert "\\n" not in text
+            assert "o space left on" in text, text
+            said.add(text.partition(":")[0])
+            assert f"image{number}" not in inside.catalogue
+            assert not list((root / "images").glob("image*"))
+            assert not list((root / "objects/.incoming").iterdir())
+        filler.unlink(missing_ok=True)
+        inside.references.delete_unreferenced(0, 0)
+        for hash_, _ in inside.references.unreferenced():
+            inside.store.delete(hash_)
+    assert said
+    assert "first" in inside.catalogue
+    await add_image(remote, NewImage("last", source), Progress())
+    for name in inside.catalogue.names():
+        for hash_ in inside.catalogue.get(name).file_system.objects():
+            inside.store.verify(hash_)
+    await listener.close(grace=1)
+    await inside.close()
+    print("said", sorted(said))
+
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.root
+def test_a_full_disk(tmp_path: Path) -> None:
+    source, image, mount = tmp_path / "source", tmp_path / "disk", tmp_path / "mount"
+    mount.mkdir()
+    (source / "etc").mkdir(parents=True)
+    for number in range(30):
+        (source / f"etc/{number}").write_bytes(bytes([number]) * 20_000)
+    (source / "large").write_bytes(b"L" * (2 << 20))
+    with image.open("wb") as file:
+        file.truncate(24 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    script = 'mount -o loop "$0" "$1" && exec "$2" -c "$3" "$1" "$4"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, image, mount, sys.executable, PROGRAM, source],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("said")

@@ -70,8 +70,9 @@ int ss_plan_extents(const struct ss_plan *plan, uint32_t index, struct ss_extent
             const struct ss_sparse *sparse = bsearch(&index, plan->sparse, plan->sparse_count,
                                                      sizeof *sparse, compare_sparse);
             if (sparse != NULL) {
-                spans = plan->spans + sparse->first;
                 count = sparse->count;
+                if (count > 0)
+                    spans = plan->spans + sparse->first;
             }
         }
     }

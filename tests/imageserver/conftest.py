@@ -83,7 +83,7 @@ def serve(site: Site) -> Serve:
         inside.register(server, public)
         inside.observe(metrics)
         status = StatusPages(inside.catalogue, inside.objects, inside.references)
-        pages = Pages(metrics, healthy=status.healthy, server=server)
+        pages = Pages(metrics, healthy=inside.trouble, server=server)
         status.add_to(pages)
         await pages.start()
         listener = Listener(server, pages.factory)

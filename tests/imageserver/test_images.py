@@ -466,3 +466,16 @@ async def test_pages(serve: Serve, tmp_path: Path) -> None:
     async with serve(tmp_path) as running:
         assert "1 image(s) are damaged" in await pages_of(running, "/healthz")
         assert "checksum is wrong" in await pages_of(running, "/")
+
+
+async def test_objects_that_were_taken_away_are_told(serve: Serve, tmp_path: Path) -> None:
+    data = contents(3)
+    async with serve(tmp_path) as running, running.operator.connect() as client:
+        await upload(client, data)
+        await ImageServerClient(client).add_image("one", image(data))
+        assert "OK" in await pages_of(running, "/healthz")
+        running.inside.store.delete(hashlib.sha512(data[1]).digest())
+    async with serve(tmp_path) as running, running.operator.connect() as client:
+        health = await pages_of(running, "/healthz")
+        assert "1 objects of images were missing at the start" in health
+        assert await ImageServerClient(client).check_image("one"), "it is served all the same"

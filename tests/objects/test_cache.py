@@ -191,6 +191,20 @@ async def test_the_least_recently_used_goes_first_and_pins_stay(tmp_path: Path) 
     cache.close()
 
 
+async def test_pinning_is_a_use(tmp_path: Path) -> None:
+    data = contents(4)
+    hashes = [digest(one) for one in data]
+    source = MemorySource(*data)
+    cache = ObjectCache(tmp_path, 3000)
+    for hash_ in hashes[:3]:
+        await cache.ensure({hash_: 1000}, source)
+    with cache.pin(hashes[:1]):
+        pass
+    await cache.ensure({hashes[3]: 1000}, source)
+    assert [hash_ in cache for hash_ in hashes] == [True, False, True, True]
+    cache.close()
+
+
 async def test_what_cannot_fit_is_refused_before_it_is_fetched(tmp_path: Path) -> None:
     source = MemorySource(*contents(12))
     cache = ObjectCache(tmp_path, 10_000)

@@ -101,10 +101,27 @@ class ImageServer:
         self.catalogue = ImageCatalogue(image_dir)
         self.images = ImageService(self.catalogue, self.store, self.references)
         self.objects = ObjectService(self.store, self.references)
+        self.lost = 0
+        """Objects that images needed and the store lacked when it was opened."""
 
     def load(self) -> None:
-        """Read the catalogue, in a thread; raises CatalogueError."""
+        """Read the catalogue and look for its objects, in a thread; raises CatalogueError."""
         self.catalogue.load(lambda _, image: self.references.add(objects_of(image)))
+        lost = self.references.missing()
+        self.lost = len(lost)
+        if lost:
+            _log.error(
+                "%d objects of images are missing in %s, the first is %s: add those images again",
+                len(lost),
+                self.store.directory,
+                lost[0].hex(),
+            )
+
+    def trouble(self) -> str:
+        """One line saying what is wrong; "" when nothing is."""
+        if damaged := self.catalogue.damaged():
+            return f"{len(damaged)} image(s) are damaged"
+        return f"{self.lost} objects of images were missing at the start" if self.lost else ""
 
     def register(self, server: Server, public: frozenset[str] = frozenset()) -> None:
         """Serve both; ``public`` are further methods that any user may call."""
@@ -159,7 +176,7 @@ async def serve(runtime: Runtime, values: Values) -> None:
         pages = Pages(
             runtime.metrics,
             open_pages=values[OPEN_PAGES],
-            healthy=status.healthy,
+            healthy=server.trouble,
             server=rpc,
         )
         status.add_to(pages)

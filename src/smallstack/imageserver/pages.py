@@ -33,11 +33,6 @@ class StatusPages:
         pages.add("/", self.status)
         pages.add("/images/{name:.+}", self.image)
 
-    def healthy(self) -> str:
-        """One line saying what is wrong; "" when nothing is."""
-        damaged = self._catalogue.damaged()
-        return f"{len(damaged)} image(s) are damaged" if damaged else ""
-
     async def status(self, _: web.Request) -> web.Response:
         """Images, directories, objects."""
         names = self._catalogue.names()

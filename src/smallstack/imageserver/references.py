@@ -69,6 +69,12 @@ class References:
         """Whether an object may not be deleted."""
         return hash_ in self._images or hash_ in self._held
 
+    def missing(self) -> list[bytes]:
+        """Objects that images need and the store lacks: none, unless somebody took them away."""
+        with self._lock:
+            needed = list(self._images)
+        return [hash_ for hash_ in needed if self._store.size(hash_) is None]
+
     def unreferenced(self) -> list[tuple[Hash, int]]:
         """Digest and size of every object in the store that no image needs."""
         return [(hash_, size) for hash_, size in self._store.list() if hash_ not in self._images]

@@ -16,7 +16,7 @@ two, on its way in or out, is claimed in ``_moving``.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -115,9 +115,13 @@ class ObjectCache:
 
     @contextmanager
     def pin(self, hashes: Iterable[bytes]) -> Iterator[None]:
-        """Keep these from being evicted, whether they are held already or come later."""
-        token = object()
-        self._pins[token] = frozenset(hashes)
+        """Keep these from being evicted, whether they are held already or come later.
+
+        It counts as a use of them.
+        """
+        token, pinned = object(), frozenset(hashes)
+        self._pins[token] = pinned
+        self._use(pinned)
         try:
             yield
         finally:
@@ -151,8 +155,7 @@ class ObjectCache:
                     except FetchError:
                         if len(done) == before:
                             raise
-            held = objects.keys() & self._held.keys()
-            self._used_at.update(dict.fromkeys(held, time.monotonic_ns()))
+            self._use(objects.keys())
         return Ensured(len(done), sum(o.size for o in done), len(objects) - len(done))
 
     async def sweep(self) -> int:
@@ -372,6 +375,10 @@ class ObjectCache:
         self._held[hash_] = known
         self._used_at[hash_] = used_at
         self._used_bytes += known.size
+
+    def _use(self, hashes: Set[bytes]) -> None:
+        held = hashes & self._held.keys()
+        self._used_at.update(dict.fromkeys(held, time.monotonic_ns()))
 
     def _forget(self, hash_: bytes) -> None:
         self._used_bytes -= self._held.pop(hash_).size

@@ -123,7 +123,9 @@ class Target:
         executions = int(done[1]) if done else int(units[1]) if units else 0
         failure = None
         if code != 0:
-            failure = f"exit code {code}:\n" + "\n".join(text.splitlines()[-40:])
+            lines = text.splitlines()
+            verdict = [line for line in lines if "Sanitizer: " in line][:2]
+            failure = "\n".join([f"exit code {code}:", *verdict, *lines[-40:]])
         elif not done:
             failure = "the run did not end as a fuzz run does:\n" + text[-2000:]
         return Result(

@@ -37,48 +37,66 @@ static void set_address(struct sockaddr *address, const uint8_t ip[4])
     __builtin_memcpy(address, &in, sizeof in);
 }
 
-static int set_flags(const struct link *link, short flags)
+static int set_up(int socket, const char *name)
 {
     struct ifreq request;
-    int result;
 
-    set_name(&request, link->name);
-    result = sys_ioctl(link->control, SIOCGIFFLAGS, &request);
-    if (result < 0)
-        return result;
-    request.ifr_flags = (short)(request.ifr_flags | flags);
-    return sys_ioctl(link->control, SIOCSIFFLAGS, &request);
+    set_name(&request, name);
+    request.ifr_flags = IFF_UP | IFF_BROADCAST | IFF_MULTICAST;
+    return sys_ioctl(socket, SIOCSIFFLAGS, &request);
 }
 
+/* Protocol 0: nothing is received before link_bind. */
+static int new_packet_socket(void)
+{
+    return sys_socket(FAMILY_PACKET, SOCKET_DATAGRAM | O_CLOEXEC | O_NONBLOCK, 0);
+}
+
+static int bind_packet_socket(const struct link *link, int socket)
+{
+    struct sockaddr_ll address = {
+        .sll_family = FAMILY_PACKET,
+        .sll_protocol = __builtin_bswap16(ETH_P_IP),
+        .sll_ifindex = link->index,
+    };
+
+    return sys_bind(socket, &address, sizeof address);
+}
+
+/* All that is asked goes through the packet socket: an INET socket is not needed before there is an
+ * address, and this is on the way to the DHCP request. */
 int link_open(struct link *link, const char *name)
 {
     struct ifreq request;
-    int result;
+    int result, socket = new_packet_socket();
 
+    if (socket < 0)
+        return socket;
     set_name(&request, name);
     __builtin_memcpy(link->name, request.ifr_name, sizeof link->name);
-    link->control = sys_socket(FAMILY_INET, SOCKET_DATAGRAM | O_CLOEXEC, 0);
-    if (link->control < 0)
-        return link->control;
-    result = set_flags(link, IFF_UP);
+    link->control = -1;
+    result = set_up(socket, name);
     if (result == 0)
-        result = sys_ioctl(link->control, SIOCGIFHWADDR, &request);
-    if (result == 0)
+        result = sys_ioctl(socket, SIOCGIFHWADDR, &request);
+    if (result == 0) {
         for (int i = 0; i < 6; i++)
             link->mac[i] = (uint8_t)request.ifr_hwaddr.sa_data[i];
-    if (result == 0)
-        result = sys_ioctl(link->control, SIOCGIFINDEX, &request);
+        result = sys_ioctl(socket, SIOCGIFINDEX, &request);
+    }
+    if (result == 0) {
+        link->index = request.ifr_ifindex;
+        result = bind_packet_socket(link, socket);
+    }
     if (result < 0) {
-        sys_close(link->control);
+        sys_close(socket);
         return result;
     }
-    link->index = request.ifr_ifindex;
-    return 0;
+    return socket;
 }
 
 /* Asked this way (and not by IFF_RUNNING) the kernel first brings its own view up to date: with the
  * answer 1 the transmit queue is attached as well, and what is sent now is not dropped. */
-static int has_carrier(const struct link *link)
+static int has_carrier(const struct link *link, int socket)
 {
     struct ethtool_value value = {.cmd = ETHTOOL_GLINK};
     struct ifreq request;
@@ -86,18 +104,18 @@ static int has_carrier(const struct link *link)
 
     set_name(&request, link->name);
     request.ifr_data = (void *)&value;
-    result = sys_ioctl(link->control, SIOCETHTOOL, &request);
+    result = sys_ioctl(socket, SIOCETHTOOL, &request);
     return result < 0 ? result : value.data != 0;
 }
 
-int link_wait_carrier(const struct link *link, int64_t wait_ms)
+int link_wait_carrier(const struct link *link, int socket, int64_t wait_ms)
 {
     struct sockaddr_nl address = {.nl_family = FAMILY_NETLINK, .nl_groups = RTMGRP_LINK};
     char event[4096];
     int64_t deadline;
     int result, notices;
 
-    if (has_carrier(link) == 1)
+    if (has_carrier(link, socket) == 1)
         return 0;
     /* First the subscription, then the question: nothing falls between them. */
     notices = sys_socket(FAMILY_NETLINK, SOCKET_RAW | O_CLOEXEC | O_NONBLOCK, NETLINK_ROUTE);
@@ -105,7 +123,7 @@ int link_wait_carrier(const struct link *link, int64_t wait_ms)
         return notices;
     result = sys_bind(notices, &address, sizeof address);
     deadline = sys_uptime_ms() + wait_ms;
-    while (result == 0 && (result = has_carrier(link)) == 0) {
+    while (result == 0 && (result = has_carrier(link, socket)) == 0) {
         struct pollfd poll = {.fd = notices, .events = POLLIN};
         int64_t left = deadline - sys_uptime_ms();
 
@@ -125,23 +143,16 @@ int link_wait_carrier(const struct link *link, int64_t wait_ms)
 
 int link_packet_socket(const struct link *link)
 {
-    struct sockaddr_ll address = {
-        .sll_family = FAMILY_PACKET,
-        .sll_protocol = __builtin_bswap16(ETH_P_IP),
-        .sll_ifindex = link->index,
-    };
-    /* Protocol 0: nothing is received before the bind names the interface. */
-    int fd = sys_socket(FAMILY_PACKET, SOCKET_DATAGRAM | O_CLOEXEC | O_NONBLOCK, 0);
-    int result;
+    int result, socket = new_packet_socket();
 
-    if (fd < 0)
-        return fd;
-    result = sys_bind(fd, &address, sizeof address);
+    if (socket < 0)
+        return socket;
+    result = bind_packet_socket(link, socket);
     if (result < 0) {
-        sys_close(fd);
+        sys_close(socket);
         return result;
     }
-    return fd;
+    return socket;
 }
 
 int link_broadcast(const struct link *link, int socket, const uint8_t *packet, size_t size)
@@ -235,11 +246,15 @@ static void default_mask(const uint8_t address[4], uint8_t mask[4])
     mask[3] = 0;
 }
 
-int link_apply(const struct link *link, const struct dhcp_reply *lease, bool first)
+int link_apply(struct link *link, const struct dhcp_reply *lease, bool first)
 {
     uint8_t mask[4];
     int result, failed = 0;
 
+    if (link->control < 0)
+        link->control = sys_socket(FAMILY_INET, SOCKET_DATAGRAM | O_CLOEXEC, 0);
+    if (link->control < 0)
+        return link->control;
     __builtin_memcpy(mask, lease->mask, sizeof mask);
     if (mask[0] == 0)
         default_mask(lease->address, mask);
@@ -292,7 +307,7 @@ int link_loopback(void)
         return link.control;
     result = set_ip(&link, SIOCSIFADDR, address);
     if (result == 0)
-        result = set_flags(&link, IFF_UP);
+        result = set_up(link.control, link.name);
     sys_close(link.control);
     return result;
 }

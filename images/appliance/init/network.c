@@ -70,19 +70,18 @@ static bool act(struct network *network, struct network_link *link, int actions)
 static void start_link(struct network *network, const char *name)
 {
     struct network_link *link = &network->links[network->count];
-    int result = link_open(&link->link, name);
+    int result;
 
-    if (result < 0) {
-        if (result != -ENODEV || network->count == 0)
-            console_say_name("cannot set up", name, result);
+    link->socket = link_open(&link->link, name);
+    if (link->socket < 0) {
+        if (link->socket != -ENODEV || network->count == 0)
+            console_say_name("cannot set up", name, link->socket);
         return;
     }
-    link->socket = -1;
+    link->socket_is_udp = false;
     link->first = network->count == 0;
     network->count++;
-    result = need_socket(link, false);
-    if (result == 0)
-        result = link_wait_carrier(&link->link, CARRIER_WAIT_MS);
+    result = link_wait_carrier(&link->link, link->socket, CARRIER_WAIT_MS);
     if (result < 0)
         console_say_name("no carrier on", name, result);
     act(network, link,

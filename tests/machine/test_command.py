@@ -82,7 +82,7 @@ def test_an_appliance_under_software_emulation() -> None:
         '"backing":{"driver":"raw","read-only":true,'
         '"file":{"driver":"file","filename":"/dev/fdset/8"}}}',
         *("-netdev", "tap,id=net0,fd=9"),
-        *("-machine", "microvm,acpi=off,pcie=off,pic=off,x-option-roms=off"),
+        *("-machine", "microvm,acpi=off,pcie=off,x-option-roms=off"),
         "-no-reboot",
         *("-global", "virtio-mmio.force-legacy=false"),
         *("-chardev", "socket,id=agent0,fd=5,server=on,wait=on"),

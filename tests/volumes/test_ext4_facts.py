@@ -1,5 +1,6 @@
 """What dumpe2fs and debugfs say about a written root: features, sizes, extents, holes."""
 
+import os
 import re
 import struct
 from pathlib import Path
@@ -97,8 +98,6 @@ def test_sizes(size: int, objects: Objects, write: Write, tmp_path: Path) -> Non
 
 def test_largest_of_all(objects: Objects, tmp_path: Path) -> None:
     """16 TiB less a block on a host that can hold the file; the metadata's own numbers check."""
-    import os
-
     size = (16 << 40) - 4096
     path = tmp_path / "disk"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -239,3 +238,50 @@ def test_metadata_seed_is_the_bricks_own(objects: Objects, write: Write) -> None
         file.seek(PARTITION_OFFSET + 1024 + 0x270)
         (seed,) = struct.unpack("<I", file.read(4))
     assert seed != 0
+
+
+@pytest.mark.root
+def test_the_kernel_works_on_in_it(objects: Objects, write: Write, tmp_path: Path) -> None:
+    """Mounted for writing: names come and go in an index, groups not yet begun are filled."""
+    builder = FileSystemBuilder()
+    many = builder.add(mode=0o40755)
+    builder.link(0, b"many", many)
+    file = builder.add(mode=0o100644, size=5, hash=objects.add(b"hello"))
+    for number in range(20_000):
+        builder.link(many, b"a name in an index %d" % number, file)
+    disk, _ = write(builder.build(), 1100 * MIB)
+    at = tmp_path / "mnt"
+    at.mkdir()
+    run("mount", "-o", f"loop,offset={PARTITION_OFFSET}", disk, at)
+    try:
+        for number in range(0, 20_000, 3):
+            (at / "many" / f"a name in an index {number}").unlink()
+        for number in range(3000):
+            (at / "many" / f"quite another name {number}").write_text("x")
+        for number in range(12):
+            (at / f"large{number}").write_bytes(bytes([number]) * 70 * MIB)
+        for number in range(0, 12, 2):
+            (at / f"large{number}").unlink()
+        (at / "tree").mkdir()
+        for number in range(5000):
+            (at / "tree" / f"{number}").mkdir()
+    finally:
+        run("umount", at)
+    e2fsck(disk)
+
+
+def test_it_can_be_grown(objects: Objects, tmp_path: Path) -> None:
+    """By resize2fs to ten times its size: descriptors and journal stay in order."""
+    path = tmp_path / "root"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    directory = os.open(objects.directory, os.O_RDONLY)
+    os.ftruncate(fd, 128 * MIB)
+    fs = tree_of(objects, b"x" * MIB, b"y" * 100)
+    ext4.write_root(
+        fd, fs, directory, blake3=objects.blake3, size=128 * MIB, uuid=bytes(range(16)), time=1
+    )
+    os.close(fd)
+    os.close(directory)
+    run("resize2fs", "-f", path, "1300M")
+    e2fsck(path, 0)
+    assert "Size: 1048576" in run("debugfs", "-R", "stat /file0", path)

@@ -1,6 +1,7 @@
 """imagetool against the image server's own daemon, both as processes, over TLS."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -145,6 +146,26 @@ def test_names_in_every_format(site: Site, root: Path) -> None:
     site.run("delete", "names/v.1")
     assert json.loads(site.run("find-latest", "names", "--format=json")) == {"name": "names/v.9"}
     assert "names" in site.run("listdirs")
+
+
+def test_damage_on_the_server_is_told_and_mended(site: Site, root: Path, tmp_path: Path) -> None:
+    (root / "etc/hosts").write_text("only here\n")
+    site.run("add", "damaged", root)
+    digits = hashlib.sha512(b"only here\n").hexdigest()
+    place = site.directory / "state/objects" / digits[:2] / digits[2:4] / digits[4:]
+    place.chmod(0o644)
+    place.write_bytes(b"ONLY here\n")
+    line = site.fails("get", "damaged", tmp_path / "out")
+    assert f"object {digits} from 127.0.0.1:{site.port} is corrupt" in line
+    assert "imagetool add --send-all" in line
+    assert not (tmp_path / "out~").exists()
+    site.run("add", "mended", root, "--send-all")
+    site.run("get", "damaged", tmp_path / "out")
+    place.unlink()
+    line = site.fails("get", "damaged", tmp_path / "again")
+    assert f"are not on 127.0.0.1:{site.port}, the first is {digits}" in line
+    site.run("add", "mended-again", root)
+    site.run("get", "damaged", tmp_path / "again")
 
 
 def test_archives(site: Site, root: Path, tmp_path: Path) -> None:

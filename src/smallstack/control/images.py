@@ -87,13 +87,15 @@ class NewImage:
     triggers_file: Path | None = None
     expires_in_ns: int = 0
     tags: Mapping[str, str] | None = None
+    send_all: bool = False
+    """Send contents that the server has as well: it then replaces those that were damaged."""
 
 
 async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> Added:
     """Make an image of a directory or a tar archive (``-`` is standard input) and add it.
 
     Raises ImageNameError, ImageError, FilterError, TriggersError, SourceError, TarError, and
-    what the connection raises. Contents that the server has already are not sent.
+    what the connection raises. Contents that the server has are not sent, unless asked for.
     """
     check_name(new.name)
     if 0 < new.expires_in_ns < MINIMUM_EXPIRY_NS:
@@ -117,7 +119,8 @@ async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> A
                 detail=f"there is no directory {parent(new.name)!r}: "
                 f"`imagetool mkdir {parent(new.name)}`",
             )
-        sink = UploadSink(ObjectServerClient(client), ObjectServerClient(adding))
+        checker = None if new.send_all else ObjectServerClient(client)
+        sink = UploadSink(checker, ObjectServerClient(adding))
 
         def advanced(done: Report) -> None:
             progress.files, progress.file_bytes = done.files, done.file_bytes

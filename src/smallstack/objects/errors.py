@@ -12,7 +12,7 @@ class ObjectMissingError(ObjectError):
 
 
 class ObjectCorruptError(ObjectError):
-    """object {hash} from {server} is corrupt, its content has the digest {found}: repair the store of {server} by adding the image again"""  # noqa: E501
+    """object {hash} from {server} is corrupt, its content has the digest {found}: repair it with `imagetool add --send-all` of the same content"""  # noqa: E501
 
 
 class ObjectSizeError(ObjectError):

@@ -30,6 +30,9 @@ from smallstack.control.images import Added, NewImage, add_image
 )
 @click.option("--expires-in", type=Duration(), default=0, help="delete it after, such as 24h")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="repeatable")
+@click.option(
+    "--send-all", is_flag=True, help="send contents the server has too: replaces damaged ones"
+)
 @format_option()
 @click.pass_obj
 def command(
@@ -40,6 +43,7 @@ def command(
     triggers_file: Path | None,
     expires_in: int,
     tags: tuple[str, ...],
+    send_all: bool,
     output: str,
 ) -> None:
     """Make the image NAME of a directory, or of a tar archive (plain, gzip, xz, bzip2 or zstd).
@@ -47,7 +51,7 @@ def command(
     Contents that the server has already are not sent again.
     """
     wanted = {key: values[-1] for key, values in parse_tags(tags).items()}
-    new = NewImage(name, source, filter_file, triggers_file, expires_in, wanted)
+    new = NewImage(name, source, filter_file, triggers_file, expires_in, wanted, send_all)
     line = ProgressLine("reading")
 
     async def work() -> Added:

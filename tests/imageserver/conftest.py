@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from smallstack.control.images import ImageServer as Remote
+from smallstack.control.image_server import ImageServer as Remote
 from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
 from smallstack.identity import pki

@@ -9,7 +9,8 @@ import pytest
 PROGRAM = """
 import asyncio, os, sys
 from pathlib import Path
-from smallstack.control.images import ImageServer as Remote, NewImage, Progress, add_image
+from smallstack.control.image_server import ImageServer as Remote
+from smallstack.control.images import NewImage, Progress, add_image
 from smallstack.daemon.listener import Listener, bind
 from smallstack.imageserver.daemon import ImageServer
 from smallstack.srpc.server import Server

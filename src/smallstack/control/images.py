@@ -5,16 +5,15 @@ Every function takes the open connections it needs; nothing here prints.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from smallstack.client.imageserver import ImageServerClient
 from smallstack.client.objectserver import ObjectServerClient
+from smallstack.control.image_server import ImageServer
 from smallstack.control.upload import UploadSink
-from smallstack.identity.credentials import ClientCredentials
 from smallstack.images.build import Report, from_directory
 from smallstack.images.errors import ImageError, SourceError
 from smallstack.images.filter import PathFilter, load_filter
@@ -27,30 +26,15 @@ from smallstack.objects.errors import FetchError, ObjectSizeError
 from smallstack.objects.intake import Intake
 from smallstack.objects.peer import PeerSource
 from smallstack.proto.filesystem import FileSystem
-from smallstack.proto.image import Directory, Image
-from smallstack.proto.imageserver import ListSelectedImagesRequest
+from smallstack.proto.image import Image
 from smallstack.proto.kinds import NANOSECONDS_PER_SECOND, Time
-from smallstack.srpc.client import Client, dial
+from smallstack.srpc.client import Client
 from smallstack.telemetry.errors import describe
 
 MINIMUM_EXPIRY_NS: Final = 15 * 60 * NANOSECONDS_PER_SECOND
 READ: Final = 1 << 20
 REQUEST: Final = 50_000
 """Objects asked for at a time."""
-
-
-@dataclass(frozen=True)
-class ImageServer:
-    """Where the image server is, and as whom to go there; without credentials in clear."""
-
-    address: str
-    credentials: ClientCredentials | None
-
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Client]:
-        """A connection for the time of the block."""
-        async with await dial(self.address, self.credentials) as client:
-            yield client
 
 
 @dataclass
@@ -150,49 +134,6 @@ def build(
             return from_tar(file, sink, path_filter, report)
     except OSError as error:
         raise SourceError(path=source, detail=describe(error)) from error
-
-
-async def list_images(
-    client: Client,
-    directory: str = "",
-    *,
-    ignore_expiring: bool = False,
-    tags: Mapping[str, Sequence[str]] | None = None,
-) -> list[str]:
-    """Names of images, numbers in them in the order of their values."""
-    request = ListSelectedImagesRequest(
-        directory_name=directory,
-        ignore_expiring_images=ignore_expiring,
-        tags_to_match={key: list(values) for key, values in (tags or {}).items()},
-    )
-    names = []
-    async with client.raw("ImageServer.ListSelectedImages") as conn:
-        conn.encode(request)
-        await conn.flush()
-        while name := await conn.read_line():
-            names.append(name.decode(errors="replace"))
-    return sorted(names, key=version_key)
-
-
-async def list_directories(client: Client) -> list[Directory]:
-    """All directories of images, sorted."""
-    found = await ImageServerClient(client).list_directories()
-    return sorted(found, key=lambda directory: version_key(directory.name))
-
-
-def version_key(name: str) -> list[tuple[int, int, str]]:
-    """Sorts ``a.10`` behind ``a.9``."""
-    parts: list[tuple[int, int, str]] = []
-    digits = ""
-    for char in name + "\0":
-        if char.isascii() and char.isdigit():
-            digits += char
-            continue
-        if digits:
-            parts.append((0, int(digits), digits))
-            digits = ""
-        parts.append((1, 0, char))
-    return parts
 
 
 async def show_image(client: Client, name: str) -> tuple[Image, Summary]:

@@ -5,7 +5,7 @@ import click
 from smallstack.cli.image.tags import parse_tags
 from smallstack.cli.image.target import ImageTarget
 from smallstack.cli.output import emit_rows, format_option
-from smallstack.control.images import list_images
+from smallstack.control.image_server import list_images
 
 
 @click.command("list")

@@ -4,7 +4,7 @@ import click
 
 from smallstack.cli.image.target import ImageTarget
 from smallstack.cli.output import emit_rows, format_option
-from smallstack.control.images import list_directories
+from smallstack.control.image_server import list_directories
 
 
 @click.command("listdirs")

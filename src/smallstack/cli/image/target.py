@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from smallstack.cli.options import run, with_port
 
 if TYPE_CHECKING:
-    from smallstack.control.images import ImageServer
+    from smallstack.control.image_server import ImageServer
     from smallstack.srpc.client import Client
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class ImageTarget:
 
     def server(self) -> "ImageServer":
         """The server with its credentials loaded; raises NoCredentialsError and its like."""
-        from smallstack.control.images import ImageServer
+        from smallstack.control.image_server import ImageServer
         from smallstack.identity.credentials import ClientCredentials
 
         credentials = None if self.plain else ClientCredentials.load(self.cert_directory)

@@ -1,0 +1,140 @@
+"""The demo as a person runs it, its end by every way, and the commands it says to try."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.xdist_group("demo")]
+DEMO = [sys.executable, "-m", "smallstack.cli.smallstack"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A cache of its own, so that a demo that somebody keeps on this machine is left alone."""
+    if "SMALLSTACK_APPLIANCE" not in os.environ:
+        pytest.skip("no appliance: run through ./dev test")
+    yield {**os.environ, "SMALLSTACK_CACHE": str(tmp_path / "cache")}
+
+
+def members(pid: int) -> list[int]:
+    """The processes below ``pid``, itself included."""
+    found = [pid]
+    for parent in found:
+        try:
+            text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found += [int(word) for word in text.split()]
+    return found
+
+
+def wait_all_gone(pidfds: list[int]) -> None:
+    """Return when every process has ended; an end that does not come fails by the time limit."""
+    for pidfd in pidfds:
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+
+
+def test_the_whole_demo(environment: dict[str, str], tmp_path: Path) -> None:
+    picture = tmp_path / "new" / "demo.png"
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho my-program-runs >/dev/console\n")
+    links = sorted(os.listdir("/sys/class/net"))  # noqa: PTH208
+    done = subprocess.run(
+        [*DEMO, "demo", "--picture", str(picture), "--run", str(program), "--count", "2"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "creating VM on localhost:6976",
+        "getting image",
+        "unpacking image: appliance",
+        "starting VM 198.51.100.",
+        "Received DHCP ACK",
+        "Port 80 is open",
+        "1 more VMs in",
+    ):
+        assert line in done.stderr
+    assert re.search(r"^198\.51\.100\.\d+$", done.stdout, re.MULTILINE)
+    assert re.search(r"^real \d+m\d+\.\d{3}s$", done.stdout, re.MULTILINE)
+    assert re.search(r"whole process +\d\.\d{3} s +1\.216 s", done.stdout)
+    assert "console | smallstack: ready ip=198.51.100." in done.stdout
+    assert '"Hostname": "demo"' in done.stdout
+    assert "<h1>It runs.</h1>" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(os.listdir("/sys/class/net")) == links  # noqa: PTH208
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_it(environment: dict[str, str], number: signal.Signals) -> None:
+    demo = subprocess.Popen(
+        [*DEMO, "demo"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stderr
+    for line in demo.stderr:
+        if "starting VM" in line:
+            break
+    below = members(demo.pid)
+    pidfds = [os.pidfd_open(pid) for pid in below[1:]]
+    assert len(pidfds) >= 4  # the reaper, the demo, its two daemons
+    if number is signal.SIGINT:
+        os.killpg(demo.pid, number)  # a terminal's Ctrl-C goes to the whole group
+    else:
+        demo.send_signal(number)
+    demo.wait()
+    wait_all_gone(pidfds)
+    demo.stderr.close()
+
+
+def test_what_it_says_to_try_works(environment: dict[str, str]) -> None:
+    kept = subprocess.run(
+        [*DEMO, "demo", "--keep"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert kept.returncode == 0, kept.stderr
+    try:
+        again = subprocess.run(
+            [*DEMO, "demo"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert again.returncode == 1
+        assert "a kept demo is running" in again.stderr
+        commands = [
+            line.strip() for line in kept.stdout.splitlines() if line.startswith("  nsenter")
+        ]
+        assert len(commands) == 3
+        listed, console, created = commands
+        address = re.search(r"port (198\.51\.100\.\d+)$", console)
+        assert address
+        assert address[1] in _shell(listed, "")
+        assert "my-word-42" in _shell(console, "echo my-word-$((6 * 7))\n\x1d")
+        assert _shell(created, "").startswith("198.51.100.")
+    finally:
+        down = subprocess.run(
+            [*DEMO, "down"], env=environment, capture_output=True, text=True, check=False
+        )
+    assert "the demo is down" in down.stderr
+    assert subprocess.run([*DEMO, "down"], env=environment, check=False).returncode == 0
+
+
+def _shell(command: str, typed: str) -> str:
+    """What a fresh login shell's command prints: no variable of this test reaches it."""
+    clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": os.environ.get("HOME", "/root")}
+    done = subprocess.run(
+        ["sh", "-c", command], env=clean, input=typed, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

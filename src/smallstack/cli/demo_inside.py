@@ -24,6 +24,7 @@ MEMORY_MIB = 128
 PRIVATE_MIB = 4096
 PORT = 80
 CONSOLE_BYTES = 1 << 20
+PAGE_BYTES = 1 << 20
 
 
 class DemoError(SmallStackError):
@@ -177,7 +178,9 @@ async def _page(ip: str) -> str:
     reader, writer = await asyncio.open_connection(ip, PORT)
     with contextlib.closing(writer):
         writer.write(f"GET / HTTP/1.0\r\nHost: {ip}\r\n\r\n".encode())
-        reply = await reader.read(65536)
+        reply = b""
+        while len(reply) < PAGE_BYTES and (data := await reader.read(65536)):
+            reply += data
     head, _, body = reply.partition(b"\r\n\r\n")
     if b" 200 " not in head.splitlines()[0]:
         raise DemoError(reason=f"http://{ip}/ answered {head.splitlines()[0]!r}")

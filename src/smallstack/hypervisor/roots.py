@@ -93,31 +93,42 @@ class Roots:
 
     async def unpack(self, wanted: RootWanted, boot: BootFiles | None, timeline: Timeline) -> Brick:
         """The brick; with ``boot``, the boot files are linked beside ``wanted.path`` too."""
-        tree = wanted.image.tree
+        try:
+            return await self._unpack(wanted, boot, timeline)
+        except CorruptObjectError as error:
+            # It was right when it came: the disk has changed it, and perhaps others.
+            _log.warning("%s", error)
+            await self._drop_corrupt(wanted.image)
+        return await self._unpack(wanted, boot, timeline)
+
+    async def _unpack(
+        self, wanted: RootWanted, boot: BootFiles | None, timeline: Timeline
+    ) -> Brick:
+        image = wanted.image
         store = self._stores[wanted.path.parent.parent]
-        for attempt in range(3):
-            brick = store.find(wanted.image.digest, wanted.size, wanted.firmware)
-            needed = tree.objects() if brick is None else self._objects_of(wanted.image, boot)
-            try:
-                with self._cache.pin(needed):
-                    if any(hash_ not in self._cache for hash_ in needed):
-                        with timeline.phase("fetch objects"):
-                            await self._images.fetch(needed)
-                    if boot is not None:
-                        await self._link_all(wanted, boot)
-                    if brick is None:
-                        with timeline.phase("unpack"):
-                            brick = await store.get(
-                                tree, wanted.image.digest, wanted.size, wanted.firmware
-                            )
-            except CorruptObjectError as error:
-                # It was right when it came: the disk has changed it. It is dropped by now.
-                if attempt == 2:
-                    raise
-                _log.warning("%s", error)
-                continue
-            return brick
-        raise AssertionError  # pragma: no cover
+        brick = store.find(image.digest, wanted.size, wanted.firmware)
+        needed = image.tree.objects() if brick is None else self._objects_of(image, boot)
+        with self._cache.pin(needed):
+            if any(hash_ not in self._cache for hash_ in needed):
+                with timeline.phase("fetch objects"):
+                    await self._images.fetch(needed)
+            if boot is not None:
+                await self._link_all(wanted, boot)
+            if brick is None:
+                with timeline.phase("unpack"):
+                    brick = await store.get(image.tree, image.digest, wanted.size, wanted.firmware)
+        return brick
+
+    async def _drop_corrupt(self, image: KnownImage) -> None:
+        """Check every cached object of an image, and drop those that are not what they were."""
+        held = [hash_ for hash_ in image.tree.objects() if hash_ in self._cache]
+        checks = [(hash_, self._cache.path(hash_), self._cache.blake3(hash_)) for hash_ in held]
+        wrong = await asyncio.to_thread(
+            lambda: [hash_ for hash_, path, digest in checks if _digest(path) != digest]
+        )
+        for hash_ in wrong:
+            self._cache.drop(hash_)
+        self._verified.difference_update(wrong)
 
     def unused_bricks(self, used: Iterable[str]) -> dict[Path, list[Brick]]:
         """Bricks over which none of the layers with these backing files lies, oldest use first."""
@@ -164,7 +175,7 @@ class Roots:
         verify = hash_ not in self._verified
         try:
             right = await asyncio.to_thread(_link, source, target, digest if verify else None)
-        except FileNotFoundError:
+        except FileNotFoundError:  # the file is gone from under the cache
             right = False
         if not right:
             self._cache.drop(hash_)
@@ -189,13 +200,8 @@ def _layer(brick: Brick, wanted: RootWanted) -> LayerInfo:
 
 def _link(source: Path, target: Path, digest: bytes | None) -> bool:
     """Hard-link or else copy; False when the content has not the BLAKE3 ``digest``."""
-    if digest is not None:
-        hasher = blake3()
-        with source.open("rb") as file:
-            while data := file.read(_CHUNK):
-                hasher.update(data)
-        if hasher.digest() != digest:
-            return False
+    if digest is not None and _digest(source) != digest:
+        return False
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -205,6 +211,18 @@ def _link(source: Path, target: Path, digest: bytes | None) -> bool:
         shutil.copyfile(source, target)
         target.chmod(0o444)
     return True
+
+
+def _digest(path: Path) -> bytes:
+    """BLAKE3 of a file, b"" when it cannot be read."""
+    hasher = blake3()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(_CHUNK):
+                hasher.update(data)
+    except OSError:
+        return b""
+    return hasher.digest()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from smallstack.machine.spec import MICROVM_SLOTS, DiskSpec, MachineSpec, NicSpe
 from smallstack.proto.enums import FirmwareType, MachineType, VolumeFormat, VolumeInterface
 from smallstack.proto.vm import LocalVmInfo, VmInfo
 
-APPLIANCE_ARGUMENTS = "init=/sbin/init root=/dev/vda1 rw"
+APPLIANCE_ARGUMENTS = "init=/sbin/init root=/dev/vda1 ro"
 _OWN_SLOTS = 2
 Interface = Literal["virtio", "ide", "nvme"]
 _INTERFACES: dict[VolumeInterface, Interface] = {

@@ -1,0 +1,183 @@
+"""What a create may ask for, and which VMs a list shows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallstack.hypervisor.checks import announced_bytes, check_create, check_hostname
+from smallstack.hypervisor.errors import (
+    NoImageError,
+    NotAuthenticatedError,
+    NotSupportedError,
+    RequestError,
+)
+from smallstack.hypervisor.filters import matches, version_sorted
+from smallstack.identity.peer import Peer
+from smallstack.proto.enums import (
+    ArchitectureType,
+    ConsoleType,
+    FirmwareType,
+    MachineType,
+    State,
+    VolumeInterface,
+    VolumeType,
+    WatchdogAction,
+    WatchdogModel,
+)
+from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.vm import VmInfo, Volume
+
+USER = Peer(username="someone")
+POWER = Peer(username="someone", have_method_access=True)
+
+
+def request(**changes: Any) -> CreateVmRequest:
+    info = {"image_name": "i", "memory_in_mib": 64, "milli_cpus": 10, "hostname": "a-b.c"}
+    made: dict[str, Any] = {"skip_bootloader": True}
+    for name, value in changes.items():
+        (info if name in VmInfo.__struct_fields__ else made)[name] = value
+    return CreateVmRequest(vm_info=VmInfo(**info), **made)  # type: ignore[arg-type]
+
+
+def test_an_ordinary_request() -> None:
+    check_create(request(), USER)
+    check_create(request(virtual_cpus=4, milli_cpus=4999, cpu_priority=5), USER)
+    check_create(request(virtualiser_image_name=""), Peer(), anonymous=True)
+
+
+BAD: list[tuple[Callable[[], CreateVmRequest], type[Exception], str]] = [
+    (lambda: request(memory_in_mib=0), RequestError, "no memory specified"),
+    (lambda: request(milli_cpus=0), RequestError, "no CPUs specified"),
+    (lambda: request(milli_cpus=4000, virtual_cpus=3), RequestError, "must be at least 4"),
+    (
+        lambda: request(cpu_priority=-1),
+        RequestError,
+        "insufficient privilege to set CpuPriority=-1",
+    ),
+    (lambda: request(virtualiser_image_name="q"), RequestError, "custom virtualiser not permitted"),
+    (lambda: request(console_type=ConsoleType(9)), RequestError, "UNKNOWN ConsoleType"),
+    (lambda: request(architecture_type=ArchitectureType(9)), RequestError, "UNKNOWN Architecture"),
+    (lambda: request(watchdog_action=WatchdogAction(9)), RequestError, "UNKNOWN WatchdogAction"),
+    (lambda: request(watchdog_model=WatchdogModel(9)), RequestError, "UNKNOWN WatchdogModel"),
+    (
+        lambda: request(volumes=[Volume(interface=VolumeInterface(9))]),
+        RequestError,
+        "UNKNOWN VolumeInterface",
+    ),
+    (lambda: request(user_data_size=1 << 40), RequestError, "bytes of user data: at most"),
+    (lambda: request(image_name=""), NoImageError, "no image specified"),
+    (lambda: request(image_name="", image_data_size=1), NotSupportedError, "a root volume sent"),
+    (lambda: request(image_name="", image_url="u"), NotSupportedError, "an image by URL"),
+    (lambda: request(skip_bootloader=False), NotSupportedError, "set SkipBootloader"),
+    (lambda: request(firmware_type=FirmwareType.UEFI), NotSupportedError, "firmware uefi"),
+    (lambda: request(machine_type=MachineType.VIRT), NotSupportedError, "machine type virt"),
+    (lambda: request(architecture_type=ArchitectureType.ARM64), NotSupportedError, "arm64"),
+    (lambda: request(enable_netboot=True), NotSupportedError, "booting from the network"),
+    (lambda: request(identity_key=b"k"), NotSupportedError, "an identity for a VM"),
+    (lambda: request(secondary_volumes=[Volume()]), NotSupportedError, "a secondary volume"),
+    (
+        lambda: request(volumes=[Volume(type=VolumeType.MEMORY)]),
+        NotSupportedError,
+        "a volume in memory",
+    ),
+    (
+        lambda: request(volumes=[Volume(interface=VolumeInterface.DFM)]),
+        NotSupportedError,
+        "volume interface dfm",
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BAD)))
+def test_refusals(number: int) -> None:
+    make, error, text = BAD[number]
+    with pytest.raises(error) as raised:
+        check_create(make(), USER)
+    assert text in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_powers() -> None:
+    check_create(request(cpu_priority=-1), POWER)
+    with pytest.raises(NotAuthenticatedError, match=r"^no authentication data$"):
+        check_create(request(), Peer(have_method_access=True))
+
+
+@pytest.mark.parametrize("name", ["", "a", "Ä-1.b", "x" * 4096])
+def test_hostnames(name: str) -> None:
+    check_hostname(name)
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "a\0", "-a_b", "x" * 4097, "a;b"])
+def test_bad_hostnames(name: str) -> None:
+    with pytest.raises(RequestError):
+        check_hostname(name)
+
+
+def test_what_comes_behind_a_request() -> None:
+    volumes = [Volume(size=5), Volume(size=7)]
+    assert announced_bytes(request(image_data_size=1, user_data_size=2)) == 3
+    assert announced_bytes(request(user_data_size=2, secondary_volumes=volumes)) == 2
+    assert (
+        announced_bytes(
+            request(user_data_size=2, secondary_volumes=volumes, secondary_volumes_data=True)
+        )
+        == 14
+    )
+
+
+VM = VmInfo(
+    state=State.RUNNING,
+    owner_users=["ann", "ben"],
+    owner_groups=["crew"],
+    tags={"Name": "x", "Type": "web"},
+)
+
+
+@pytest.mark.parametrize(
+    ("mask", "groups", "users", "tags", "shown"),
+    [
+        (0, [], [], {}, True),
+        (1 << State.RUNNING, [], [], {}, False),
+        (1 << State.STOPPED, [], [], {}, True),
+        (0, ["crew"], [], {}, True),
+        (0, ["staff"], [], {}, False),
+        (0, ["staff", "crew"], [], {}, True),
+        (0, [], ["ben"], {}, True),
+        (0, ["crew"], ["eve"], {}, False),  # users replace what the groups said
+        (0, ["staff"], ["ann"], {}, True),
+        (0, [], [], {"Name": ["x", "y"]}, True),
+        (0, [], [], {"Name": ["y"]}, False),
+        (0, [], [], {"Name": ["x"], "Type": ["db"]}, False),
+        (0, [], [], {"Other": [""]}, False),
+    ],
+)
+def test_filters(
+    mask: int, groups: list[str], users: list[str], tags: dict[str, list[str]], shown: bool
+) -> None:
+    assert matches(VM, mask, groups, users, tags) is shown
+
+
+def test_a_state_of_the_future_can_be_shown_and_hidden() -> None:
+    vm = VmInfo(state=State(63))
+    assert matches(vm, 0, [], [], {})
+    assert not matches(vm, 1 << 63, [], [], {})
+
+
+def test_addresses_are_sorted_as_people_do() -> None:
+    assert version_sorted(["10.0.0.10", "10.0.0.9", "9.0.0.1", "b", "a10", "a9"]) == [
+        "9.0.0.1",
+        "10.0.0.9",
+        "10.0.0.10",
+        "a9",
+        "a10",
+        "b",
+    ]
+
+
+@given(st.lists(st.text(max_size=8), max_size=8))
+def test_any_texts_can_be_sorted(texts: list[str]) -> None:
+    assert sorted(version_sorted(texts)) == sorted(texts)

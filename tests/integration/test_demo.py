@@ -6,7 +6,6 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,16 @@ DEMO = [sys.executable, "-m", "smallstack.cli.smallstack"]
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+def environment(tmp_path: Path) -> dict[str, str]:
     """A cache of its own, so that a demo that somebody keeps on this machine is left alone."""
     if "SMALLSTACK_APPLIANCE" not in os.environ:
         pytest.skip("no appliance: run through ./dev test")
-    yield {**os.environ, "SMALLSTACK_CACHE": str(tmp_path / "cache")}
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for entry in Path(os.environ["SMALLSTACK_CACHE"]).iterdir():
+        if entry.name != "demo":
+            (cache / entry.name).symlink_to(entry)
+    return {**os.environ, "SMALLSTACK_CACHE": str(cache)}
 
 
 def members(pid: int) -> list[int]:

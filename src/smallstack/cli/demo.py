@@ -7,6 +7,7 @@ it leaves ``unshare`` behind in a session of its own and notes it for ``down``.
 
 import contextlib
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -123,32 +124,61 @@ def _leave_running() -> int:
     read_end, write_end = os.pipe()
     environment = {**os.environ, "SMALLSTACK_NAMESPACE": "1"}
     vector = unshare_command([sys.executable, *_own_arguments(), "--status-fd", str(write_end)])
+    # Through pipes: what stays behind must not hold on to the caller's terminal or pipe.
     process = subprocess.Popen(
         vector,
         env=environment,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         pass_fds=[write_end],
         start_new_session=True,
     )
     os.close(write_end)
     try:
-        with os.fdopen(read_end, "rb") as status:
-            verdict = status.read()
+        verdict = _relay(process, read_end)
     except KeyboardInterrupt:
         process.kill()
         process.wait()
         return 130
-    if verdict != b"up\n":
+    word, _, address = verdict.decode().strip().partition(" ")
+    if word != "up":
         return process.wait() or 1
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     kept = Kept(process.pid, _start_time(process.pid) or 0, int(children[0]))
     kept_file().parent.mkdir(parents=True, exist_ok=True)
     kept_file().write_bytes(msgspec.json.encode(kept))
-    _print_next(kept.init_pid)
+    _print_next(kept.init_pid, address)
     return 0
 
 
-def _print_next(init_pid: int) -> None:
+def _relay(process: subprocess.Popen[bytes], status: int) -> bytes:
+    """Show what the demo prints until it says on ``status`` how it went; that word, b"" if none."""
+    assert process.stdout
+    assert process.stderr
+    outputs = {process.stdout.fileno(): sys.stdout, process.stderr.fileno(): sys.stderr}
+    verdict = b""
+    with selectors.DefaultSelector() as selector:
+        for fd in (*outputs, status):
+            os.set_blocking(fd, False)
+            selector.register(fd, selectors.EVENT_READ)
+        # After the word, only what is in the pipes already: they stay open as long as the demo.
+        while selector.get_map() and (ready := selector.select(0 if verdict else None)):
+            for key, _ in ready:
+                data = os.read(key.fd, 65536)
+                if key.fd == status:
+                    verdict += data
+                    selector.unregister(key.fd)
+                elif data:
+                    outputs[key.fd].buffer.write(data)
+                    outputs[key.fd].flush()
+                else:
+                    selector.unregister(key.fd)
+    os.close(status)
+    return verdict
+
+
+def _print_next(init_pid: int, address: str) -> None:
     enter_it = f"nsenter -t {init_pid} -m -n -p"
     certificates = cache_directory() / "demo" / RUN_PRIVATE / "ssl"
     tool = f"{enter_it} {dev()} vm-control --cert-directory {certificates}"
@@ -156,7 +186,7 @@ def _print_next(init_pid: int) -> None:
         tool = tool.replace(f"{dev()} ", f"env SMALLSTACK_CACHE={cache_directory()} {dev()} ")
     print("\nThe demo is left running. Try next, in any shell:")
     print(f"  {tool} list-vms")
-    print(f"  {tool} connect-to-vm-serial-port 198.51.100.2")
+    print(f"  {tool} connect-to-vm-serial-port {address}")
     print(
         f"  {tool} create-vm --hostname second --image-name appliance --memory 128M "
         "--milli-cpus 10 --min-free-bytes 16M"

@@ -36,7 +36,7 @@ def run_inside(
 ) -> int:
     """Run the demo inside its namespaces; its exit status.
 
-    With ``status_fd`` (``--keep``) it writes ``up`` there and stays until it is killed.
+    With ``status_fd`` (``--keep``) it writes ``up ADDRESS`` there and stays until it is killed.
     """
     become_init()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -80,7 +80,8 @@ async def _demo(
         await run_tool(sandbox, "probe-vm-port", created.ip, str(PORT), quiet=False)
         print(await _page(created.ip), flush=True)
         if status_fd is not None:
-            os.write(status_fd, b"up\n")
+            sys.stdout.flush()
+            os.write(status_fd, f"up {created.ip}\n".encode())
             os.close(status_fd)
             await asyncio.get_running_loop().create_future()  # until `down`
     except SmallStackError as error:

@@ -13,38 +13,27 @@ int ss_files_open(struct ss_files *files)
     files->fd = -1;
     files->wanted = malloc(SS_FILES_BATCH * sizeof *files->wanted);
     files->digests = malloc((size_t)SS_FILES_BATCH * SS_BLAKE3_SIZE);
-    files->pending = malloc(SS_FILES_PENDING * sizeof *files->pending);
-    files->pending_index = malloc(SS_FILES_PENDING * sizeof *files->pending_index);
-    files->pending_digest = malloc(SS_FILES_PENDING * sizeof *files->pending_digest);
-    if (files->wanted == NULL || files->digests == NULL || files->pending == NULL ||
-        files->pending_index == NULL || files->pending_digest == NULL)
-        return -ENOMEM;
-    return 0;
+    return files->wanted == NULL || files->digests == NULL ? -ENOMEM : 0;
 }
 
 void ss_files_free(struct ss_files *files)
 {
     free(files->wanted);
     free(files->digests);
-    free(files->pending);
-    free(files->pending_index);
-    free(files->pending_digest);
     files->wanted = NULL;
+    files->digests = NULL;
 }
 
 /* Files come up in the order of the tree, so the digests of the next ones can be asked for. */
 static int fetch_digests(struct ss_files *files, struct ss_plan *plan, uint32_t index)
 {
     const struct ss_tree *tree = plan->tree;
-    int rc = ss_files_check(files, plan); /* those pending refer to the batch before */
 
-    if (rc < 0)
-        return rc;
     files->have = files->next = 0;
     for (uint32_t i = index; i < tree->inode_count && files->have < SS_FILES_BATCH; i++)
         if (plan->facts.links[i] > 0 && ss_tree_size(&tree->inodes[i]) > 0)
             files->wanted[files->have++] = i;
-    rc = plan->source->digests(plan->source->context, files->wanted, files->have, files->digests);
+    int rc = plan->source->digests(plan->source->context, files->wanted, files->have, files->digests);
     return rc < 0 ? ss_plan_fail(plan, rc, SS_EXT4_OBJECT_OPEN, index) : 0;
 }
 
@@ -78,21 +67,9 @@ static int wrong(struct ss_plan *plan, enum ss_ext4_what what, uint32_t index, u
     return ss_plan_fail(plan, -EBADMSG, what, index);
 }
 
-int ss_files_check(struct ss_files *files, struct ss_plan *plan)
+static const uint8_t *expected(const struct ss_files *files)
 {
-    uint32_t count = files->pending_count;
-
-    files->pending_count = 0;
-    if (count == 0)
-        return 0;
-    ss_blake3_small(files->pending, count);
-    for (uint32_t i = 0; i < count; i++) {
-        const uint8_t *digest = files->digests + (size_t)files->pending_digest[i] * SS_BLAKE3_SIZE;
-        if (memcmp(files->pending[i].digest, digest, SS_BLAKE3_SIZE) != 0)
-            return wrong(plan, SS_EXT4_OBJECT_CORRUPT, files->pending_index[i],
-                         files->pending[i].length);
-    }
-    return 0;
+    return files->digests + (size_t)files->next * SS_BLAKE3_SIZE;
 }
 
 /* Exactly `length` bytes from byte files->done on. */
@@ -127,25 +104,29 @@ static void pass_hole(struct ss_files *files, const struct ss_plan *plan, uint64
     }
 }
 
-/* A file that fits into what is left of the buffer is hashed with its neighbours. */
+static int flush(struct ss_plan *plan, struct ss_sink *sink)
+{
+    int rc = ss_sink_flush(sink);
+    return rc < 0 ? ss_plan_fail(plan, rc, SS_EXT4_WRITE, 0) : 0;
+}
+
+/* A file that lies whole in the buffer is hashed with its neighbours, by the sink. */
 static int copy_small(struct ss_files *files, struct ss_plan *plan, struct ss_sink *sink,
                       size_t padded)
 {
-    uint8_t *to = sink->buffer + sink->fill;
     size_t size = files->size;
-    int rc = read_all(files, plan, to, size);
+    int rc;
 
-    if (rc < 0)
+    if (sink->room - sink->now.fill < padded && (rc = flush(plan, sink)) < 0)
+        return rc;
+    uint8_t *to = sink->now.buffer + sink->now.fill;
+    if ((rc = read_all(files, plan, to, size)) < 0)
         return rc;
     memset(to + size, 0, padded - size);
-    sink->fill += padded;
+    sink->now.fill += padded;
     if (plan->source->digests != NULL) {
-        uint32_t slot = files->pending_count++;
         files->small = true;
-        files->pending[slot].data = to;
-        files->pending[slot].length = size;
-        files->pending_index[slot] = files->index;
-        files->pending_digest[slot] = files->next;
+        ss_sink_expect(sink, files->index, to, size, expected(files));
     }
     return 0;
 }
@@ -158,31 +139,20 @@ int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *
     int rc;
 
     pass_hole(files, plan, (uint64_t)logical * EXT4_BLOCK);
-    if (files->done == 0 && end >= files->size && files->size <= SS_BLAKE3_SMALL) {
-        if (sink->room - sink->fill < padded || files->pending_count == SS_FILES_PENDING) {
-            if ((rc = ss_files_check(files, plan)) < 0)
-                return rc;
-            if (sink->room - sink->fill < padded && (rc = ss_sink_flush(sink)) < 0)
-                return ss_plan_fail(plan, rc, SS_EXT4_WRITE, 0);
-        }
+    if (files->done == 0 && end >= files->size && files->size <= SS_BLAKE3_SMALL)
         return copy_small(files, plan, sink, padded);
-    }
     while (padded > 0) {
-        if (sink->fill == sink->room) {
-            if ((rc = ss_files_check(files, plan)) < 0)
-                return rc;
-            if ((rc = ss_sink_flush(sink)) < 0)
-                return ss_plan_fail(plan, rc, SS_EXT4_WRITE, 0);
-        }
-        size_t part = sink->room - sink->fill < padded ? sink->room - sink->fill : padded;
+        if (sink->now.fill == sink->room && (rc = flush(plan, sink)) < 0)
+            return rc;
+        size_t room = sink->room - sink->now.fill, part = room < padded ? room : padded;
         size_t bytes = files->size - files->done < part ? files->size - files->done : part;
-        uint8_t *to = sink->buffer + sink->fill;
+        uint8_t *to = sink->now.buffer + sink->now.fill;
         if ((rc = read_all(files, plan, to, bytes)) < 0)
             return rc;
         if (plan->source->digests != NULL)
             ss_blake3_update(&files->hash, to, bytes);
         memset(to + bytes, 0, part - bytes);
-        sink->fill += part;
+        sink->now.fill += part;
         padded -= part;
     }
     return 0;
@@ -198,8 +168,7 @@ int ss_files_end(struct ss_files *files, struct ss_plan *plan, int rc)
         uint8_t digest[SS_BLAKE3_SIZE];
         pass_hole(files, plan, files->size);
         ss_blake3_finish(&files->hash, digest);
-        if (memcmp(digest, files->digests + (size_t)files->next * SS_BLAKE3_SIZE,
-                   SS_BLAKE3_SIZE) != 0)
+        if (memcmp(digest, expected(files), SS_BLAKE3_SIZE) != 0)
             rc = wrong(plan, SS_EXT4_OBJECT_CORRUPT, files->index, files->done);
     }
     files->next++;

@@ -6,24 +6,19 @@
 #include "ext4_plan.h"
 #include "ext4_sink.h"
 
-enum { SS_FILES_BATCH = 1024, SS_FILES_PENDING = 256 };
+enum { SS_FILES_BATCH = 1024 };
 
 struct ss_files {
     /* the file at hand */
     int fd;
     uint32_t index;
     uint64_t size, done; /* bytes; done: read, or passed as a hole */
-    bool small;          /* checked together with others, later */
+    bool small;          /* the sink checks it, together with others */
     struct ss_blake3 hash;
     /* digests of the next regular files, fetched many at a time */
     uint32_t *wanted; /* SS_FILES_BATCH tree indexes */
     uint8_t *digests; /* 32 bytes each */
     uint32_t have, next;
-    /* small files that lie whole in the output's buffer and have not been checked */
-    struct ss_blake3_message *pending;
-    uint32_t *pending_index;
-    uint32_t *pending_digest; /* slots of `digests` */
-    uint32_t pending_count;
 };
 
 int ss_files_open(struct ss_files *files);
@@ -34,7 +29,5 @@ int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *
                   uint32_t logical, uint32_t length);
 /* Ends the file; `rc` is handed on if it is an error already. */
 int ss_files_end(struct ss_files *files, struct ss_plan *plan, int rc);
-/* Checks the pending ones; must come before the sink's buffer is written. */
-int ss_files_check(struct ss_files *files, struct ss_plan *plan);
 
 #endif

@@ -27,24 +27,14 @@ static int write_failed(struct pass *pass, int rc)
     return ss_plan_fail(pass->plan, rc, SS_EXT4_WRITE, 0);
 }
 
-/* What is gathered may hold file contents not checked yet: they are, before they go out. */
 static int seek(struct pass *pass, uint64_t block)
 {
-    struct ss_sink *sink = &pass->sink;
-    int rc;
-    if (sink->position + sink->fill == block * EXT4_BLOCK)
-        return 0;
-    if ((rc = ss_files_check(&pass->files, pass->plan)) < 0)
-        return rc;
-    rc = ss_sink_seek(sink, block * EXT4_BLOCK);
+    int rc = ss_sink_seek(&pass->sink, block * EXT4_BLOCK);
     return rc < 0 ? write_failed(pass, rc) : 0;
 }
 
 static uint8_t *next_block(struct pass *pass, int *rc)
 {
-    if (pass->sink.room - pass->sink.fill < EXT4_BLOCK &&
-        (*rc = ss_files_check(&pass->files, pass->plan)) < 0)
-        return NULL;
     uint8_t *block = ss_sink_block(&pass->sink, rc);
     if (block == NULL)
         write_failed(pass, *rc);
@@ -266,11 +256,20 @@ static int write_all(struct pass *pass)
             else if (kind == 3 && type == S_IFREG)
                 rc = write_file(pass, i);
         }
-    if (rc < 0 || (rc = pass_groups(pass, plan->layout.blocks)) < 0 ||
-        (rc = ss_files_check(&pass->files, plan)) < 0)
+    if (rc < 0 || (rc = pass_groups(pass, plan->layout.blocks)) < 0)
         return rc;
     rc = ss_sink_flush(&pass->sink);
     return rc < 0 ? write_failed(pass, rc) : 0;
+}
+
+/* The sink's own error: a write, or a small file that was checked there. */
+static int sink_failed(struct pass *pass, int rc)
+{
+    const struct ss_sink *sink = &pass->sink;
+    if (!sink->corrupt)
+        return write_failed(pass, rc);
+    pass->plan->report->wanted = pass->plan->report->have = 0;
+    return ss_plan_fail(pass->plan, rc, SS_EXT4_OBJECT_CORRUPT, sink->inode);
 }
 
 static uint64_t now(void)
@@ -298,8 +297,8 @@ int ss_ext4_write(int fd, uint64_t offset, const struct ss_tree *tree,
             rc = ss_files_open(&pass.files);
         rc = rc < 0 ? ss_plan_fail(&plan, rc, SS_EXT4_MEMORY, 0) : write_all(&pass);
         int closed = ss_sink_close(&pass.sink);
-        if (rc == 0 && closed < 0)
-            rc = write_failed(&pass, closed);
+        if (closed < 0 && (rc == 0 || report->what == SS_EXT4_WRITE))
+            rc = sink_failed(&pass, closed);
         report->write_ns = now() - started;
         report->written = pass.sink.written;
         report->blocks = plan.layout.blocks;

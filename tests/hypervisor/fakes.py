@@ -76,6 +76,8 @@ class FakeRuntime:
         self.states: list[State] = []
         self.found: FakeMachine | None = None
         self.launch_error: Exception | None = None
+        self.find_error: Exception | None = None
+        self.hold_ended: asyncio.Event | None = None
         self.delete_error: Exception | None = None
         self.hold_launch: asyncio.Event | None = None
         self.up = True
@@ -103,11 +105,15 @@ class FakeRuntime:
 
     async def find(self, vm: Vm) -> Machine | None:
         self.note("find")
+        if self.find_error is not None:
+            raise self.find_error
         if self.found is not None:
             self.machines.append(self.found)
         return cast("Machine | None", self.found)
 
     async def ended(self, vm: Vm, reason: ExitReason) -> None:
+        if self.hold_ended is not None:
+            await self.hold_ended.wait()
         self.note(f"ended {reason.value}")
 
     async def delete(self, vm: Vm) -> None:

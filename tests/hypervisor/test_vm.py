@@ -316,6 +316,33 @@ async def test_a_request_right_after_the_search_sees_its_outcome(
         assert runtime.machine.asked == ["stop"]
 
 
+async def test_no_second_machine_when_the_search_fails(
+    tmp_path: Path, runtime: FakeRuntime
+) -> None:
+    runtime.find_error = OSError(errno.EACCES, "Permission denied")
+    async with running(make_vm(tmp_path, runtime, State.RUNNING)) as vm:
+        await vm.find()
+        await is_in(vm, State.CRASHED)
+        assert runtime.done == ["find"]
+
+
+async def test_a_stop_while_the_network_is_taken_down(tmp_path: Path, runtime: FakeRuntime) -> None:
+    """The machine has ended by itself: the next launch waits until nothing of it is left."""
+    runtime.hold_ended = asyncio.Event()
+    async with running(make_vm(tmp_path, runtime, State.STOPPED)) as vm:
+        await vm.start()
+        runtime.machine.end(ExitReason.CRASHED)
+        stopping = asyncio.create_task(vm.stop())
+        await vm.until(lambda: vm.state is State.STOPPING)
+        with pytest.raises(StateError, match="VM is stopping"):
+            await vm.start()
+        runtime.hold_ended.set()
+        await stopping
+        assert vm.state is State.STOPPED
+        await vm.start()
+        assert runtime.done == ["launch", "ended crashed", "launch"]
+
+
 async def test_the_end_of_the_agent_is_not_the_end_of_the_machine(
     tmp_path: Path, runtime: FakeRuntime
 ) -> None:

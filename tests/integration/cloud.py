@@ -110,19 +110,29 @@ class Cloud:
             "key_file": str(self._keys / name / "key.pem"),
         }
 
-    async def start_image_server(self) -> None:
+    async def start_image_server(self, *, insecure: bool = False) -> None:
         """Start it."""
         command = [sys.executable, "-m", "smallstack.cli.smallstack", "imageserver"]
         flags = {"state_dir": str(self.directory / "imageserver"), **self._tls("imageserver")}
         for name, value in flags.items():
             command += ["--" + name.replace("_", "-"), value]
+        if insecure:
+            command.append("--insecure")
         log = self.directory / "imageserver.log"
         self.image_server = await start_daemon("imageserver", command, log, self.directory)
 
-    async def add_image(self, name: str = IMAGE, tree: Path | None = None) -> None:
-        """Add a directory as an image, as a user would."""
-        command = [sys.executable, "-m", "smallstack.cli.imagetool"]
-        command += ["--cert-directory", str(self._keys / "user"), "add", name]
+    async def add_image(
+        self, name: str = IMAGE, tree: Path | None = None, *, insecure: bool = False
+    ) -> None:
+        """Add a directory as an image, as a user would, and the directory that it is in."""
+        tool = [sys.executable, "-m", "smallstack.cli.imagetool"]
+        tool += ["--plain"] if insecure else ["--cert-directory", str(self._keys / "user")]
+        if "/" in name:
+            making = await asyncio.create_subprocess_exec(
+                *tool, "mkdir", name.rpartition("/")[0], stdin=asyncio.subprocess.DEVNULL
+            )
+            assert await making.wait() == 0
+        command = [*tool, "add", name]
         process = await asyncio.create_subprocess_exec(
             *command,
             str(tree or self.appliance),
@@ -170,6 +180,12 @@ class Cloud:
         async with await HypervisorClient.connect(
             address, credentials or self.credentials
         ) as client:
+            yield client
+
+    @asynccontextmanager
+    async def plain_client(self) -> AsyncIterator[HypervisorClient]:
+        """A connection to a hypervisor that was started insecure."""
+        async with await HypervisorClient.connect(f"localhost:{PORT}", None) as client:
             yield client
 
     @asynccontextmanager

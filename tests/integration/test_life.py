@@ -104,6 +104,14 @@ async def test_the_console_shows_the_guests_identity(cloud: Cloud) -> None:
             data = await port.read_some()
             assert data, seen
             seen += data
+        # The agent's own port, on the metadata service's address, from inside the guest.
+        port.write(b"wget -qO- http://169.254.169.254:6976/healthz; echo he''re\n")
+        await port.flush()
+        while b"here" not in seen:
+            data = await port.read_some()
+            assert data, seen
+            seen += data
+    assert b"OK" in seen[seen.rindex(b"healthz") :]
     text = seen.decode(errors="replace")
     begin = text.index("smallstack: identity-begin")
     document = text[text.index("{", begin) : text.index("smallstack: identity-end")]
@@ -167,8 +175,6 @@ async def test_every_thread_of_qemu_is_confined(cloud: Cloud) -> None:
 
 async def test_overlay_and_image_directory(cloud: Cloud) -> None:
     """The latest of a directory; files, directories and the image's name laid over it."""
-    async with cloud.images() as images:
-        await images.make_directory("appliances")
     await cloud.add_image("appliances/one")
     made = await cloud.create(
         image_name="appliances",

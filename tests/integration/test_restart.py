@@ -244,3 +244,46 @@ async def test_a_lost_brick_is_made_again(cloud: Cloud) -> None:
         assert await client.start_vm(ip, dhcp_timeout=60 * SECOND)
         assert (await client.get_vm_info(ip)).image_name == IMAGE
         await client.destroy_vm(ip)
+
+
+async def test_a_journal_that_came_back_harms_nobody(cloud: Cloud) -> None:
+    """Its removal is not synced: after a crash of the machine an old one can be there again."""
+    ip = (await cloud.create()).ip_address
+    await cloud.kill_hypervisor()
+    journals = cloud.state / "journals"
+    lines: list[dict[str, object]] = [{"operation": "create", "data": {}}, {"note": {"ip": ip}}]
+    lines += [{"begin": step} for step in ("reserve", "directory", "volumes", "start", "settle")]
+    (journals / "create-old").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (journals / "create-torn").write_bytes(b"\xff{torn")
+    (journals / "create-nameless").write_text('{"begin":"reserve"}\n{"begin":"directory"}\n')
+    (journals / "create-evil").write_text('{"note":{"ip":"../.."}}\n{"begin":"directory"}\n')
+    await cloud.start_hypervisor()
+    assert await cloud.states() == {ip: State.RUNNING}
+    assert not (journals / "create-old").exists()
+    assert (cloud.state / "VMs").is_dir()
+    for name in ("create-nameless", "create-evil"):
+        assert name in cloud.log
+    await cloud.destroy(ip)
+
+
+async def test_a_vm_whose_record_is_broken_is_left_alone(cloud: Cloud) -> None:
+    ip = (await cloud.create(do_not_start=True)).ip_address
+    await cloud.stop_hypervisor()
+    record = cloud.state / "VMs" / ip / "info.json"
+    good = record.read_bytes()
+    record.write_text("{")
+    await cloud.start_hypervisor()
+    assert await cloud.states() == {}
+    assert "it is left alone" in cloud.log
+    others = [(await cloud.create(do_not_start=True)).ip_address for _ in range(3)]
+    assert ip not in others
+    with pytest.raises(ServiceError, match="no free addresses in pool"):
+        await cloud.create(do_not_start=True)
+    await cloud.stop_hypervisor()
+    record.write_bytes(good)
+    await cloud.start_hypervisor()
+    assert set(await cloud.states()) == {ip, *others}
+    async with cloud.client() as client:
+        assert await client.start_vm(ip, dhcp_timeout=60 * SECOND)
+    for name in (ip, *others):
+        await cloud.destroy(name)

@@ -20,7 +20,15 @@ from smallstack.proto.hypervisor import (
 from smallstack.proto.vm import Address, Volume
 from smallstack.srpc.errors import ConnectionClosedError
 from tests.integration import leaks
-from tests.integration.cloud import BRIDGE, IMAGE_PORT, SECOND, Cloud, addresses, request
+from tests.integration.cloud import (
+    BRIDGE,
+    IMAGE_PORT,
+    PORT,
+    SECOND,
+    Cloud,
+    addresses,
+    request,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -415,5 +423,18 @@ async def test_cycles_leave_nothing(cloud: Cloud, capsys: pytest.CaptureFixture[
     for _ in range(CYCLES):
         await cloud.destroy((await cloud.create()).ip_address)
     assert cloud.left(before) == ""
+    assert await _metric("smallstack_loop_stretches_total") == 0
+    assert await _metric("smallstack_creates") == CYCLES + 2
     with capsys.disabled():
-        print(f"\n{CYCLES} cycles left nothing")
+        print(f"\n{CYCLES} cycles left nothing; the loop was never held for over 5 ms")
+
+
+async def _metric(name: str) -> float:
+    """A figure of the agent's /metrics page."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
+    writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+    page = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    (line,) = [line for line in page.splitlines() if line.startswith(name + " ")]
+    return float(line.split()[1])

@@ -27,7 +27,7 @@ from smallstack.hypervisor.images import Images
 from smallstack.hypervisor.ledger import Ledger
 from smallstack.hypervisor.roots import Roots, RootWanted, label_of
 from smallstack.hypervisor.specs import Emulator, machine_spec
-from smallstack.hypervisor.states import is_up
+from smallstack.hypervisor.states import Action, Event, rule
 from smallstack.hypervisor.store import INFO, Store, VmDirectory, remove_tree
 from smallstack.hypervisor.vm import Vm
 from smallstack.hypervisor.wiring import Nic, Wiring
@@ -35,6 +35,7 @@ from smallstack.machine import process
 from smallstack.machine.lifecycle import ExitReason
 from smallstack.machine.process import Machine
 from smallstack.network.book import AddressBook
+from smallstack.network.errors import NetworkError
 from smallstack.network.subnets import parse_ip
 from smallstack.objects.cache import ObjectCache
 from smallstack.proto.enums import State
@@ -151,8 +152,13 @@ class Agent:
     async def find(self, vm: Vm) -> Machine | None:
         """The machine an earlier run of the agent left, with its leases entered again."""
         machine = await process.find(vm.directory.path, vm.ip)
-        if machine is not None:
-            await self.parts.wiring.resume(vm.info, lease=vm.agent.lease)
+        try:
+            if machine is None:
+                await self.parts.wiring.disconnect(vm.info)
+            else:
+                await self.parts.wiring.resume(vm.info, lease=vm.agent.lease)
+        except NetworkError as error:
+            _log.warning("%s: its network: %s", vm.ip, error)
         return machine
 
     async def ended(self, vm: Vm, reason: ExitReason) -> None:
@@ -250,7 +256,11 @@ class Agent:
                 self.add(vm)
         await parts.ledger.reconcile(unreadable)
         await asyncio.to_thread(self._warn_of_strays, {*self.vms, *unreadable})
-        await parts.wiring.install(vm.info for vm in self.vms.values() if is_up(vm.state))
+        await parts.wiring.install(
+            vm.info
+            for vm in self.vms.values()
+            if rule(vm.state, Event.FIND).action is Action.SEARCH
+        )
         await parts.wiring.remove_leftovers(vm.info for vm in self.vms.values())
 
     async def resume(self) -> None:

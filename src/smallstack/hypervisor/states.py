@@ -234,8 +234,3 @@ def rule(state: State, event: Event) -> Rule:
     if event in REQUESTS:
         return _refuse(f"unknown state: {state.text}")
     return IGNORED
-
-
-def is_up(state: State) -> bool:
-    """Whether a VM in this state has, or is to have, a machine."""
-    return state in {_S.STARTING, _S.RUNNING, _S.STOPPING, _S.DEBUGGING}

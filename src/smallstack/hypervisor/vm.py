@@ -354,8 +354,10 @@ class Vm:
         try:
             machine = await self.runtime.find(self)
         except Exception as error:
-            _log.warning("%s: cannot be found again: %s", self.ip, describe(error))
-            machine = None
+            # It may be there: another must not be launched on its disks.
+            _log.error("%s: cannot be looked for: %s", self.ip, describe(error))
+            self._put(Event.CRASHED, error)
+            return
         if machine is None:
             self._put(Event.LOST)
         else:
@@ -376,11 +378,12 @@ class Vm:
         else:
             self._put(Event.UP)
         reason = await machine.wait()
-        self.machine = None
         try:
             await self.runtime.ended(self, reason)
         except Exception as failure:
             _log.warning("%s: its network: %s", self.ip, describe(failure))
+        # Not before: as long as its network is being taken down nobody may launch another.
+        self.machine = None
         self._put(_END_EVENTS[reason], error or machine.error)
 
     async def _ask_stop(self) -> None:

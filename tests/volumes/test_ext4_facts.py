@@ -138,7 +138,7 @@ def test_a_tree_that_does_not_fit(objects: Objects, write: Write) -> None:
     builder = FileSystemBuilder()
     for number in range(33000):
         builder.link(0, b"%d" % number, builder.add(mode=0o100644))
-    with pytest.raises(TooManyInodesError, match=r"35139 inodes.* holds 32768"):
+    with pytest.raises(TooManyInodesError, match=r"35139 inodes.* hold 32768"):
         write(builder.build(), 64 * MIB)
 
 

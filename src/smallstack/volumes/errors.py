@@ -28,7 +28,7 @@ class RootTooLargeError(VolumeError):
 
 
 class TooManyInodesError(VolumeError):
-    """the image needs {needed} inodes, a root of {size} bytes holds {have}: ask for more free bytes"""
+    """the image needs {needed} inodes, {size} bytes of root hold {have}: ask for more free bytes"""
 
 
 class ObjectError(VolumeError):

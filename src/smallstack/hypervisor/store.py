@@ -169,6 +169,28 @@ class VmDirectory:
         kept = msgspec.structs.replace(request, identity_key=b"")
         replace_file(self.path / REQUEST, to_json(kept), sync=False)
 
+    @property
+    def new_user_data(self) -> Path:
+        """Where new user data are written before `swap_user_data`."""
+        return self.path / (USER_DATA + ".new")
+
+    def swap_user_data(self) -> None:
+        """Put the new user data in place; the former become ``.old``. There are always some.
+
+        Raises OSError.
+        """
+        new, old = self.new_user_data, self.path / (USER_DATA + ".old")
+        fd = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if self.user_data.exists():
+            old.unlink(missing_ok=True)
+            os.link(self.user_data, old)
+        new.replace(self.user_data)
+        sync_directory(self.path)
+
     def remove(self) -> None:
         """Delete it and all in it, the record last: until then a start finds the VM again."""
         if not self.path.exists():

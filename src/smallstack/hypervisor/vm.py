@@ -17,7 +17,6 @@ disk refuses a START and nothing else: stopping and destroying are the ways out 
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any, Protocol
 
 from smallstack.hypervisor.errors import DiskError, NoAccessError, NoVmError, StateError
 from smallstack.hypervisor.states import STOP_TIMEOUT, Action, Event, rule
-from smallstack.hypervisor.store import AgentRecord, VmDirectory, sync_directory, to_json
+from smallstack.hypervisor.store import AgentRecord, VmDirectory, to_json
 from smallstack.machine.errors import MachineError
 from smallstack.machine.lifecycle import ExitReason
 from smallstack.machine.process import Machine
@@ -212,13 +211,12 @@ class Vm:
             raise DiskError(path=self.directory.path, detail=describe(error)) from error
 
     async def replace_user_data(self, store: Callable[[Path], Awaitable[None]]) -> None:
-        """New user data, written by ``store`` into the file it is given; the former becomes
-        ``.old``. Raises what ``store`` raises, and OSError."""
-        path = self.user_data
-        new = path.with_name(path.name + ".new")
+        """New user data, written by ``store`` into the file it is given. Raises what ``store``
+        raises, and OSError; then the former user data stay."""
+        new = self.directory.new_user_data
         try:
             await store(new)
-            await asyncio.to_thread(_swap, path, new)
+            await asyncio.to_thread(self.directory.swap_user_data)
         finally:
             new.unlink(missing_ok=True)
 
@@ -482,21 +480,6 @@ class Vm:
             item = self._queue.get_nowait()
             if item.accepted is not None and not item.accepted.done():
                 item.accepted.set_exception(NoVmError(ip=self.ip))
-
-
-def _swap(path: Path, new: Path) -> None:
-    """Put ``new`` in the place of ``path``, which becomes ``.old``; ``path`` is never missing."""
-    fd = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    old = path.with_name(path.name + ".old")
-    if path.exists():
-        old.unlink(missing_ok=True)
-        os.link(path, old)
-    new.replace(path)
-    sync_directory(path.parent)
 
 
 async def _ignoring(work: Coroutine[Any, Any, object]) -> None:

@@ -19,7 +19,7 @@ first word, medians of 20; the machine's noise is 5 %):
 ==========================================  =======================================================
 exec → monitor answers                      28 ms, most of it the dynamic linker and page faults
 exec → init's first word                    270 ms at best, 300 in the median
-``pic=off``                                 6 % less, but the PIT then reaches no guest: no clock events
+``pic=off``                                 6 % less, but then no guest has clock events
 no ``tsc_early_khz tsc=reliable …``         25 % more
 ``-cpu max``                                5 % more
 ``qemu64`` or ``Nehalem-v1``                no difference; Nehalem has what x86-64-v2 programs need

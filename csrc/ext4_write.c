@@ -13,7 +13,7 @@
 #include "ext4_sink.h"
 #include "ext4_xattr.h"
 
-enum { BUFFER = 1 << 20 };
+enum { BUFFER = 1 << 20, SMALL_BUFFER = 1 << 17, SMALL_ROOT = 4 << 20 };
 
 struct pass {
     struct ss_plan *plan;
@@ -292,7 +292,8 @@ int ss_ext4_write(int fd, uint64_t offset, const struct ss_tree *tree,
     report->plan_ns = now() - started;
     if (rc == 0) {
         started = now();
-        rc = ss_sink_open(&pass.sink, fd, offset, BUFFER);
+        bool small = plan.data_blocks * EXT4_BLOCK < SMALL_ROOT;
+        rc = ss_sink_open(&pass.sink, fd, offset, small ? SMALL_BUFFER : BUFFER);
         if (rc == 0)
             rc = ss_files_open(&pass.files);
         rc = rc < 0 ? ss_plan_fail(&plan, rc, SS_EXT4_MEMORY, 0) : write_all(&pass);

@@ -63,7 +63,7 @@ static void expand(struct ss_inode *to, const uint8_t *from)
     memset(to, 0, sizeof *to);
     to->mode = TYPES[from[0] & 7] ^ (from[0] & 0x40 ? 0x10000u : 0);
     to->flags = from[1] & 3;
-    to->size = (uint64_t)u16(from + 2) << (from[1] >> 4);
+    to->size = (uint64_t)u16(from + 2) << (from[1] >> 6); /* to 512 KiB */
     to->data_off = u16(from + 4);
     to->data_len = u16(from + 6);
     to->first_entry = from[8];

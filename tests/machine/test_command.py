@@ -93,6 +93,21 @@ def test_an_appliance_under_software_emulation() -> None:
     ]
 
 
+def test_a_kernel_that_takes_its_timer_rate() -> None:
+    arguments = line(replace(APPLIANCE, timer_rate=True))
+    assert options(arguments, "-machine") == [
+        "microvm,acpi=off,pcie=off,x-option-roms=off,pic=off,pit=off"
+    ]
+    assert options(arguments, "-cpu") == ["Nehalem-v1,+rdrand,+arat"]
+    (words,) = options(arguments, "-append")
+    assert words.endswith("tsc_early_khz=2600000 lapic_timer_hz=1000000000 clearcpuid=112")
+    unknown = replace(APPLIANCE, timer_rate=True, verdict=replace(APPLIANCE.verdict, tsc_khz=None))
+    for spec in (unknown, replace(APPLIANCE, timer_rate=True, verdict=KVM)):
+        text = " ".join(line(spec))
+        assert "lapic_timer_hz" not in text, "a guest without a measure of time has no clock at all"
+        assert "pit=off" not in text
+
+
 def test_an_appliance_under_kvm() -> None:
     arguments = line(replace(APPLIANCE, verdict=KVM))
     assert options(arguments, "-accel") == ["kvm"]

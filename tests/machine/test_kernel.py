@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from smallstack.machine.errors import KernelError
-from smallstack.machine.kernel import find_kernel, is_pvh, parse_notes
+from smallstack.machine.kernel import find_kernel, is_pvh, parse_notes, takes_timer_rate
 from smallstack.proto.filesystem import FileSystem, FileSystemBuilder
 
 XEN = struct.pack("<III", 4, 4, 18) + b"Xen\0" + struct.pack("<I", 0x100000)
@@ -50,6 +50,15 @@ def test_files(tmp_path: Path, content: bytes, expected: bool) -> None:
     path = tmp_path / "vmlinuz"
     path.write_bytes(content)
     assert is_pvh(path) is expected
+
+
+def test_a_kernel_that_takes_its_timer_rate(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(elf64(XEN))
+    assert not takes_timer_rate(path)
+    path.write_bytes(elf64(XEN + struct.pack("<III", 11, 4, 1) + b"SmallStack\0\0\1\0\0\0"))
+    assert takes_timer_rate(path)
+    assert is_pvh(path)
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from smallstack.hypervisor.errors import NotSupportedError
 from smallstack.hypervisor.roots import INITRD, KERNEL, label_of
 from smallstack.hypervisor.store import AgentRecord
 from smallstack.hypervisor.wiring import Nic
-from smallstack.machine.kernel import is_pvh
+from smallstack.machine.kernel import is_pvh, takes_timer_rate
 from smallstack.machine.process import START_LIMIT
 from smallstack.machine.spec import MICROVM_SLOTS, DiskSpec, MachineSpec, NicSpec, Verdict
 from smallstack.proto.enums import FirmwareType, MachineType, VolumeFormat, VolumeInterface
@@ -99,6 +99,7 @@ def machine_spec(
         machine_type="microvm" if microvm else "q35",
         kernel=kernel,
         initrd=initrd,
+        timer_rate=microvm and kernel is not None and takes_timer_rate(kernel),
         kernel_args=kernel_arguments(info, microvm, initrd is not None) if kernel else "",
         disks=tuple(disks),
         nics=tuple(

@@ -1,9 +1,10 @@
-"""Which kernel an image boots, and whether it can be entered directly.
+"""Which kernel an image boots, and what it says of itself.
 
 An uncompressed kernel with a PVH entry says so in an ELF note: owner "Xen", type 18
-(XEN_ELFNOTE_PHYS32_ENTRY in Xen's public/elfnote.h); QEMU's microvm enters it there. The files
-come from users' images: every offset and length in them is checked, and at most 64 KiB of notes
-are read.
+(XEN_ELFNOTE_PHYS32_ENTRY in Xen's public/elfnote.h); QEMU's microvm enters it there. The
+appliance's kernel has a second one, owner "SmallStack", type 1 (a patch in images/appliance): it
+takes the rate of its timer by ``lapic_timer_hz=``. The files come from users' images: every offset
+and length in them is checked, and at most 64 KiB of notes are read.
 """
 
 import os
@@ -15,7 +16,8 @@ from typing import NamedTuple
 from smallstack.machine.errors import KernelError
 from smallstack.proto.filesystem import FileSystem
 
-_PHYS32_ENTRY = 18
+_PVH_ENTRY = (b"Xen\0", 18)
+_TIMER_RATE = (b"SmallStack\0", 1)
 _PT_NOTE = 4
 _NOTES_LIMIT = 64 * 1024
 _HEADERS_LIMIT = 256
@@ -64,14 +66,23 @@ def find_kernel(tree: FileSystem) -> BootFiles:
 
 def is_pvh(path: Path) -> bool:
     """Whether ``path`` is an x86 ELF file with a PVH entry. Raises OSError."""
+    return _has_note(path, _PVH_ENTRY)
+
+
+def takes_timer_rate(path: Path) -> bool:
+    """Whether the kernel ``path`` can do without PIT and PIC, told its timer's rate."""
+    return _has_note(path, _TIMER_RATE)
+
+
+def _has_note(path: Path, wanted: tuple[bytes, int]) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _has_entry(fd)
+        return _is_noted(fd, wanted)
     finally:
         os.close(fd)
 
 
-def _has_entry(fd: int) -> bool:
+def _is_noted(fd: int, wanted: tuple[bytes, int]) -> bool:
     ident = os.pread(fd, 64, 0)
     # ELFCLASS32 or 64, little-endian, EM_386 or EM_X86_64.
     if len(ident) < 52 or ident[:4] != b"\x7fELF" or ident[5] != 1:
@@ -93,10 +104,7 @@ def _has_entry(fd: int) -> bool:
     table = _read(fd, entry_size * count, offset)
     for start in range(0, len(table) - size + 1, entry_size):
         kind, at, length = struct.unpack_from(layout, table, start)
-        if kind == _PT_NOTE and any(
-            owner == b"Xen\0" and note == _PHYS32_ENTRY
-            for owner, note in parse_notes(_read(fd, min(length, _NOTES_LIMIT), at))
-        ):
+        if kind == _PT_NOTE and wanted in parse_notes(_read(fd, min(length, _NOTES_LIMIT), at)):
             return True
     return False
 

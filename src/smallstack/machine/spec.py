@@ -63,7 +63,8 @@ class MachineSpec:
     everything in it as descriptors. ``kernel`` boots directly (microvm: an uncompressed PVH
     kernel); without one the first disk's boot loader does. ``kernel_args`` are the caller's; what
     machine type and accelerator want is added. ``uid``, ``gid``: QEMU's; None keeps the agent's,
-    which must then not be root's.
+    which must then not be root's. ``timer_rate``: the kernel takes its timer's rate
+    (`kernel.takes_timer_rate`).
     """
 
     name: str
@@ -75,6 +76,7 @@ class MachineSpec:
     kernel: Path | None = None
     initrd: Path | None = None
     kernel_args: str = ""
+    timer_rate: bool = False
     disks: tuple[DiskSpec, ...] = ()
     nics: tuple[NicSpec, ...] = ()
     uid: int | None = None

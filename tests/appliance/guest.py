@@ -49,7 +49,8 @@ def make_disk(root: Path, disk: Path, mebibytes: int = 48) -> None:
     subprocess.run(
         [
             "mke2fs",
-            *("-q", "-F", "-t", "ext4", "-b", "4096", "-O", "metadata_csum_seed", "-E", f"offset={PARTITION}"),
+            *("-q", "-F", "-t", "ext4", "-b", "4096", "-O", "metadata_csum_seed"),
+            *("-E", f"offset={PARTITION}"),
             *("-d", str(root), str(disk), f"{mebibytes - 1}M"),
         ],
         check=True,

@@ -22,6 +22,7 @@ from smallstack.cli.demo_inside import create_process, run_tool
 from smallstack.control.sandbox import Sandbox
 from smallstack.machine import command
 from smallstack.machine.accelerator import probe
+from smallstack.machine.kernel import takes_timer_rate
 from smallstack.machine.spec import DiskSpec, MachineSpec, NicSpec
 from smallstack.machine.start import forget, start
 from smallstack.network.bridge import Bridge, ensure_bridge
@@ -126,6 +127,7 @@ async def _spec(agents: list[str], pid: int, work: Path, ip: str) -> MachineSpec
         memory_mib=int(option["-m"].removesuffix("M")),
         kernel=kernel,
         kernel_args="",
+        timer_rate=takes_timer_rate(kernel),
         disks=(DiskSpec(path=work / "layer", format=node["driver"], backing=brick),),
         nics=(NicSpec(mac=_mac(agents), tap_fd=-1),),
         uid=NOBODY,

@@ -47,9 +47,7 @@ def fields(*pairs: tuple[str, int]) -> bytes:
 
 def one_field(name: str, number: int, value: bytes) -> bytes:
     """A structure with one field of a type, and a value of it."""
-    return definition(65, fields=fields((name, number))) + message(
-        integer(65) + structure(value)
-    )
+    return definition(65, fields=fields((name, number))) + message(integer(65) + structure(value))
 
 
 def run(stream: bytes, type_: Any, limits: Limits | None = None) -> Any:

@@ -279,12 +279,13 @@ async def test_a_qemu_that_is_killed_has_died(make_spec: MakeSpec, boot: Launch)
     assert left_in(machine.directory) == LEFT
 
 
-async def test_a_qemu_that_is_terminated_has_died_too(make_spec: MakeSpec, boot: Launch) -> None:
+async def test_a_qemu_that_aborts_has_died_too(make_spec: MakeSpec, boot: Launch) -> None:
+    # Not SIGTERM: QEMU 7.2 then cleans its monitor up, where it hangs now and then.
     machine = await boot(make_spec("obey"))
     await machine.started()
-    os.kill(machine.pid, signal.SIGTERM)
+    os.kill(machine.pid, signal.SIGABRT)
     assert await machine.wait() is ExitReason.DIED
-    assert "terminating on signal 15" in str(machine.error)
+    assert "SIGABRT" in str(machine.error)
 
 
 async def test_the_monitor_refuses(make_spec: MakeSpec, boot: Launch) -> None:

@@ -195,11 +195,15 @@ class Guest:
         self.agent = socket.socket(socket.AF_UNIX)
         self.agent.settimeout(PATIENCE)
         deadline = time.monotonic() + PATIENCE
-        while not self.agent_path.exists():  # QEMU makes it before it starts the guest
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise self._fail("no agent socket")
-            os.sched_yield()
-        self.agent.connect(str(self.agent_path))
+        while True:  # QEMU binds it, and listens a moment later, before it starts the guest
+            try:
+                self.agent.connect(str(self.agent_path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise self._fail("no agent socket") from None
+                os.sched_yield()
+            else:
+                return
 
     def agent_line(self) -> str:
         """The next line from the guest ("" at the end of the connection)."""

@@ -21,6 +21,7 @@ from smallstack.srpc.errors import ConnectionClosedError
 from smallstack.steps import Journal, NoUndo, flatten
 from tests.integration import agent as hooked
 from tests.integration.cloud import Cloud
+from tests.network.world import settled
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.timeout(600)]
 
@@ -99,7 +100,7 @@ async def small_disk(bare_cloud: Cloud, tmp_path: Path) -> AsyncIterator[Path]:
         yield mount
     finally:
         await bare_cloud.close()
-        _run("umount", "--lazy", mount)
+        assert settled(lambda: subprocess.run(["umount", mount], check=False).returncode == 0)
 
 
 def _mount(image: Path, mount: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -201,10 +202,9 @@ async def test_a_client_that_goes_away_takes_its_vm_along(
             if count == 0:
                 await _break_off_in_user_data(client)
             else:
-                creating = client.create_vm(request(), user_data=b"x" * 10_000)
-                messages = [(await anext(creating)).progress_message for _ in range(count)]
-                seen.append(messages[-1])
-                client.client.conn.abort()
+                async with aclosing(client.create_vm(request(), user_data=b"x" * 10_000)) as told:
+                    messages = [(await anext(told)).progress_message for _ in range(count)]
+                    seen.append(messages[-1])
         async with cloud.client() as client:
             while await client.list_vms():
                 await client.get_capacity()

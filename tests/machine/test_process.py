@@ -264,6 +264,7 @@ async def test_a_qemu_that_hangs_at_its_exit_is_killed(
     monkeypatch.setattr(process, "EXIT_LIMIT", 0.2)
     machine = await boot(make_spec("obey"))
     await console_says(machine, b"ready\n")
+    await machine.started()
     os.kill(machine.pid, signal.SIGSTOP)
     machine._on_event("SHUTDOWN", {"guest": True, "reason": "guest-reset"})
     assert await machine.wait() is ExitReason.CRASHED

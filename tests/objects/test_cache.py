@@ -336,7 +336,7 @@ async def test_cancelling_at_every_await_leaves_a_cache_that_works(tmp_path: Pat
         shutil.rmtree(cache.directory)
         if finished or steps > 300:
             break
-    assert steps > 20
+    assert steps > 5
 
 
 async def test_one_process_has_the_cache(tmp_path: Path) -> None:

@@ -42,6 +42,12 @@ class _Transport(asyncio.Transport):
     def abort(self) -> None:
         self.closed = True
 
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        pass
+
     def pause_reading(self) -> None:
         pass
 

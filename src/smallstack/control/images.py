@@ -22,9 +22,9 @@ from smallstack.images.names import ROOT, check_name, parent
 from smallstack.images.tar import from_tar
 from smallstack.images.triggers import load_triggers
 from smallstack.images.unpack import Unpacking
-from smallstack.objects.errors import FetchError, ObjectSizeError
 from smallstack.objects.intake import Intake
 from smallstack.objects.peer import PeerSource
+from smallstack.objects.source import REQUEST, check_sizes, read_next
 from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Image
 from smallstack.proto.kinds import NANOSECONDS_PER_SECOND, Time
@@ -33,8 +33,6 @@ from smallstack.telemetry.errors import describe
 
 MINIMUM_EXPIRY_NS: Final = 15 * 60 * NANOSECONDS_PER_SECOND
 READ: Final = 1 << 20
-REQUEST: Final = 50_000
-"""Objects asked for at a time."""
 
 
 @dataclass
@@ -175,17 +173,10 @@ async def _fetch(
 ) -> None:
     intake = Intake(unpacking.store, None, order, source.name)
     async with source.open_objects([hash_ for hash_, _ in order]) as stream:
-        for (hash_, size), theirs in zip(order, stream.sizes, strict=False):
-            if size != theirs:
-                raise ObjectSizeError(hash=hash_.hex(), server=source.name, found=theirs, size=size)
+        check_sizes(stream, order, source.name)
         left = sum(size for _, size in order)
         while left:
-            data = await stream.read(min(left, READ))
-            if not data:
-                raise FetchError(
-                    server=source.name,
-                    detail=f"it closed the connection {left} bytes before the end",
-                )
+            data = await read_next(stream, READ, left, source.name)
             left -= len(data)
             stored = await asyncio.to_thread(intake.feed, data)
             if intake.error is not None:

@@ -115,11 +115,11 @@ class ObjectService:
                 count += 1
                 left = request.length
                 while left:
-                    data = await conn.read_some(min(left, BATCH))
-                    if not data:
+                    if not conn.has_data() and not await conn.more(stall=True):
                         raise ConnectionClosedError(
                             peer=conn.peer_name, detail=f"{left} bytes of an object are missing"
                         )
+                    data = await conn.read_some(min(left, BATCH))
                     batch.append(data)
                     left -= len(data)
                     size += len(data)

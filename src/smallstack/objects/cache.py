@@ -30,20 +30,22 @@ from smallstack.objects.errors import (
 )
 from smallstack.objects.index import Index, Known
 from smallstack.objects.intake import Intake
-from smallstack.objects.source import ObjectSource, ObjectStream
+from smallstack.objects.source import (
+    REQUEST,
+    STALL_SECONDS,
+    ObjectSource,
+    ObjectStream,
+    check_sizes,
+    read_next,
+)
 from smallstack.objects.store import ObjectStore, Stored
 from smallstack.telemetry.errors import SmallStackError, describe
 
 _log = logging.getLogger("smallstack.objects")
 T = TypeVar("T")
 INDEX: Final = ".index"
-STALL_SECONDS: Final = 60.0
-"""How long a peer may send nothing in the middle of a transfer."""
 BATCH: Final = 1 << 20
 """Bytes handed to a thread at a time; twice this and one object of 1 MiB is what a fetch holds."""
-
-REQUEST: Final = 50_000
-"""Objects asked for at a time: some 6 MB of digests."""
 
 
 class Ensured(NamedTuple):
@@ -181,9 +183,12 @@ class ObjectCache:
 
     async def _lacking(self, objects: Mapping[bytes, int], server: str) -> dict[bytes, int]:
         lacking, gone = await asyncio.to_thread(self._inspect, objects, server)
-        for hash_ in gone:
-            if hash_ in self._held and hash_ not in self._moving:
-                self._forget(hash_)
+        gone = [h for h in gone if h in self._held and h not in self._moving]
+        if gone:
+            with self._claim(gone):
+                for hash_ in gone:
+                    self._forget(hash_)
+                await _outlast(asyncio.to_thread(self._index_drop, gone))
         return lacking
 
     def _inspect(
@@ -212,14 +217,20 @@ class ObjectCache:
         room = _Room(self)
         try:
             room.take({h: size for h, size in wanted.items() if h not in self._held})
-            await self._evict()
-            found, verified = await asyncio.to_thread(self._verify_found, wanted)
-            for stored in verified:
-                self._arrived(stored, room)
-            wrong = {h: wanted[h] for h in found if h in self._held and h not in self}
-            for hash_ in wrong:
-                self._forget(hash_)
+            await self._make_room()
+            wrong: dict[bytes, int] = {}
+
+            def looked(result: tuple[list[bytes], list[Stored]]) -> None:
+                found, verified = result
+                for stored in verified:
+                    self._arrived(stored, room)
+                wrong.update({h: wanted[h] for h in found if h in self._held and h not in self})
+                for hash_ in wrong:
+                    self._forget(hash_)
+
+            await _outlast(asyncio.to_thread(self._verify_found, wanted), looked)
             room.take(wrong)
+            await self._make_room()
             order = [(h, size) for h, size in wanted.items() if h not in self._held]
             for start in range(0, len(order), REQUEST):
                 await self._fetch(order[start : start + REQUEST], source, room, done)
@@ -261,16 +272,7 @@ class ObjectCache:
 
         try:
             async with source.open_objects([hash_ for hash_, _ in order]) as stream:
-                if len(stream.sizes) != len(order):
-                    raise FetchError(
-                        server=source.name,
-                        detail=f"it sent {len(stream.sizes)} sizes for {len(order)} objects",
-                    )
-                for (hash_, size), theirs in zip(order, stream.sizes, strict=True):
-                    if size != theirs:
-                        raise ObjectSizeError(
-                            hash=hash_.hex(), server=source.name, found=theirs, size=size
-                        )
+                check_sizes(stream, order, source.name)
                 intake = Intake(self._store, self._index, order, source.name)
                 try:
                     await self._pump(
@@ -313,25 +315,23 @@ class ObjectCache:
             raise intake.error
 
     async def _read(self, stream: ObjectStream, left: int, server: str) -> bytes:
-        try:
-            async with asyncio.timeout(self.stall_seconds):
-                data = await stream.read(min(left, BATCH))
-        except TimeoutError:
-            raise FetchError(
-                server=server, detail=f"it sent nothing for {self.stall_seconds:g} s"
-            ) from None
-        if not data:
-            raise FetchError(
-                server=server, detail=f"it closed the connection {left} bytes before the end"
-            )
-        return data
+        return await read_next(stream, BATCH, left, server, self.stall_seconds)
 
     # Room.
 
-    async def _evict(self) -> None:
-        """Come below the quota: what was not used for longest goes, unless pinned or moving."""
+    async def _make_room(self) -> None:
+        """Evict for what was counted; raises CacheFullError when that is not enough."""
+        if (lacking := await self._evict()) > 0:
+            # Another call has pinned meanwhile what was to go.
+            raise self._full(lacking)
+
+    async def _evict(self) -> int:
+        """Come below the quota: what was not used for longest goes, unless pinned or moving.
+
+        Returns the bytes that are still too many.
+        """
         if self._used_bytes + self._reserved_bytes <= self.quota_bytes:
-            return
+            return 0
         by_age = await asyncio.to_thread(self._by_age)
         pinned = self._pinned()
         excess = self._used_bytes + self._reserved_bytes - self.quota_bytes
@@ -348,6 +348,11 @@ class ObjectCache:
             await _outlast(asyncio.to_thread(self._remove, victims))
         if self._index.worth_compacting(len(self._held)):
             await asyncio.to_thread(lambda: self._index.compact(self._by_age()))
+        return excess
+
+    def _full(self, needed: int) -> CacheFullError:
+        in_use = sum(self._held[h].size for h in self._pinned() if h in self._held)
+        return CacheFullError(needed=needed, quota=self.quota_bytes, pinned=in_use)
 
     def _remove(self, hashes: list[bytes]) -> None:
         self._index_drop(hashes)
@@ -409,9 +414,9 @@ class _Room:
         """Count these too; raises CacheFullError when evicting could not make room for them."""
         cache = self._cache
         needed = sum(objects.values())
-        in_use = sum(cache._held[h].size for h in cache._pinned() if h in cache._held)
-        if needed and in_use + cache._reserved_bytes + needed > cache.quota_bytes:
-            raise CacheFullError(needed=needed, quota=cache.quota_bytes, pinned=in_use)
+        full = cache._full(needed)
+        if needed and full.pinned + cache._reserved_bytes + needed > cache.quota_bytes:
+            raise full
         self._left.update(objects)
         cache._reserved_bytes += needed
 

@@ -27,6 +27,14 @@ TUNSETIFF = 0x400454CA
 IFF_TAP_NO_PI = 0x1002
 TCG = Verdict("tcg", "a test", 2_600_000)
 KVM = Verdict("kvm", "a test", 2_600_000)
+REAL_QEMU = [
+    pytest.mark.qemu,
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: QEMU gets another user"),
+]
+"""What marks a module of tests that start QEMU."""
+LEFT = {"console", "qemu.log"}
+"""What a machine that has ended leaves in its directory."""
 
 MakeSpec = Callable[..., MachineSpec]
 Launch = Callable[[MachineSpec], Awaitable[Machine]]
@@ -118,6 +126,18 @@ async def console_says(machine: Machine, text: bytes, limit: float = 60.0) -> by
             if not await session.read():
                 raise AssertionError(f"the machine ended and had said {written()!r}")
     return written()
+
+
+def left_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def is_gone(machine: Machine) -> bool:
+    return not Path(f"/proc/{machine.pid}").exists()
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
  *
  * The child shares the parent's memory until it execs (clone with CLONE_VM | CLONE_VFORK), so the
  * cost does not grow with the parent. Before exec it, in this order: leaves the session and the
- * parent's signal mask and handlers behind, moves its descriptors in place and closes every other
- * one, sets its limits, writes "<pid> <start time>\n" into a record (so that a parent killed at
+ * parent's signal mask and handlers behind, is in its control group, moves its descriptors in place
+ * and closes every other one, sets its limits, writes "<pid> <start time>\n" into a record (so that a parent killed at
  * any moment leaves no process that nobody can find), empties its capability bounding set, takes
  * its groups, group and user, drops every capability and sets NoNewPrivs.
  *
@@ -23,6 +23,7 @@
 enum ss_spawn_stage {
     SS_SPAWN_CLONE,       /* no process was made */
     SS_SPAWN_SESSION,
+    SS_SPAWN_GROUP,       /* it could not be put into its control group */
     SS_SPAWN_DESCRIPTORS,
     SS_SPAWN_LIMITS,
     SS_SPAWN_RECORD,
@@ -40,6 +41,9 @@ struct ss_spawn {
     size_t fd_count;          /* at most SS_SPAWN_MAX_FDS */
     int output_fd;            /* becomes descriptors 1 and 2; descriptor 0 is /dev/null */
     int record_fd;            /* where pid and start time are written; -1: nowhere */
+    int group_fd;             /* directory of a control group (cgroups(7)); -1: the caller's own */
+    const char *group_file;   /* the file in it that takes a "0" of the child; NULL: cgroup v2,
+                               * where the process is made inside (clone3(2)) */
     int change_identity;      /* 0: keep the caller's uid, gid and groups */
     uid_t uid;
     gid_t gid;

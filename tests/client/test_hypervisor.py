@@ -9,7 +9,7 @@ import pytest
 
 from smallstack.client.errors import ServiceError, SourceError
 from smallstack.client.hypervisor import HypervisorClient
-from smallstack.proto import hypervisor as proto
+from smallstack.proto.hypervisor import every as proto
 from smallstack.proto.vm import Address, Subnet, VmInfo
 from smallstack.srpc.errors import ConnectionClosedError
 from smallstack.srpc.server import Call

@@ -14,7 +14,7 @@ from smallstack.daemon.pages import Pages, document, paragraph, table
 from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.identity import pki
 from smallstack.identity.credentials import ClientCredentials, Pair, ServerCredentials
-from smallstack.proto import hypervisor
+from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.srpc.server import Call, Server
 from smallstack.telemetry.metrics import Metrics
 

@@ -12,7 +12,7 @@ import pytest
 
 from smallstack.daemon.errors import ListenError
 from smallstack.daemon.listener import bind
-from smallstack.proto import hypervisor
+from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.srpc.client import dial
 from smallstack.srpc.errors import AccessDeniedError, CallError
 

@@ -3,13 +3,15 @@
 import asyncio
 import logging
 import time
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from smallstack.daemon.watchdog import LoopWatchdog, Stretch, watch_callbacks
+from tests.conftest import Scenario
 
-pytest_plugins = ["pytester"]
+Watch = Callable[[Scenario], Awaitable[None]]
+
 
 
 def _burn(milliseconds: float) -> None:
@@ -58,27 +60,28 @@ def test_callbacks_are_measured_exactly() -> None:
     assert "main" in found[0].where
 
 
-def test_the_fixture_fails_a_test(pytester: pytest.Pytester) -> None:
-    conftest = Path(__file__).parent.parent / "conftest.py"
-    pytester.makeconftest(conftest.read_text())
-    pytester.makepyfile(
-        """
-        import asyncio, time
+async def test_what_holds_the_loop_in_every_pass_fails(keeps_loop_free: Watch) -> None:
+    passes = []
 
-        def burn(milliseconds):
-            end = time.thread_time_ns() + milliseconds * 1_000_000
-            while time.thread_time_ns() < end:
-                pass
+    async def always(number: int) -> None:
+        passes.append(number)
+        await asyncio.sleep(0)
+        _burn(9)
+        await asyncio.sleep(0)
 
-        def test_good(responsive_loop):
-            asyncio.run(asyncio.sleep(0.01))
+    with pytest.raises(pytest.fail.Exception, match=r"over 5 ms .* in .*always.*\(pass 3\)"):
+        await keeps_loop_free(always)
+    assert passes == [0, 1, 2]
 
-        def test_bad(responsive_loop):
-            async def main():
-                burn(9)
-            asyncio.run(main())
-        """
-    )
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "ignore")
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*held for over 5 ms at a stretch: * ms in *main*"])
+
+async def test_what_holds_the_loop_once_is_forgiven(keeps_loop_free: Watch) -> None:
+    passes = []
+
+    async def once(number: int) -> None:
+        passes.append(number)
+        await asyncio.sleep(0)
+        _burn(0 if number else 9)
+        await asyncio.sleep(0)
+
+    await keeps_loop_free(once)
+    assert passes[:2] == [0, 1]

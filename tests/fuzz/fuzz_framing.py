@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from smallstack.proto import hypervisor
+from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.srpc import framing
 from smallstack.srpc.client import Client
 from smallstack.srpc.connection import Connection

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from smallstack.proto.hypervisor import (
+from smallstack.proto.hypervisor.every import (
     CreateVmRequest,
     CreateVmResponse,
     GetVmInfoRequest,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from smallstack.proto.hypervisor import CopyVmRequest, CreateVmResponse, Update
+from smallstack.proto.hypervisor.every import CopyVmRequest, CreateVmResponse, Update
 from smallstack.proto.imageserver import GetImageInodesResponse, GetImageResponse
 from smallstack.proto.objectserver import CheckObjectsRequest
 from smallstack.srpc.coder import NEED_MORE, Limits

@@ -27,7 +27,7 @@ from smallstack.proto.enums import (
     WatchdogAction,
     WatchdogModel,
 )
-from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.hypervisor.every import CreateVmRequest
 from smallstack.proto.vm import VmInfo, Volume
 
 USER = Peer(username="someone")

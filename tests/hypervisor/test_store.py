@@ -18,7 +18,7 @@ from smallstack.hypervisor.store import (
     to_json,
 )
 from smallstack.proto.enums import State
-from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.hypervisor.every import CreateVmRequest
 from smallstack.proto.vm import Address, LocalVmInfo, LocalVolume, VmInfo, Volume
 
 IP = "198.51.100.2"

@@ -3,6 +3,7 @@
 import asyncio
 import filecmp
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from smallstack.objects.cache import ObjectCache
 from smallstack.objects.peer import PeerSource
 from smallstack.proto.filesystem import FileSystem, FileSystemBuilder
 from smallstack.proto.image import Image
+from tests.conftest import Scenario
 from tests.imageserver.conftest import Serve
+
+Watch = Callable[[Scenario], Awaitable[None]]
 
 
 @pytest.fixture
@@ -27,21 +31,24 @@ def small_files(tmp_path: Path) -> Path:
 
 
 async def test_thousands_of_small_objects(
-    serve: Serve, tmp_path: Path, small_files: Path, responsive_loop: None
+    serve: Serve, tmp_path: Path, small_files: Path, keeps_loop_free: Watch
 ) -> None:
-    async with serve(tmp_path) as running:
-        added = await add_image(running.operator, NewImage("one", small_files), Progress())
-        assert added.uploaded == 3000
-        async with running.operator.connect() as client:
-            image = await ImageServerClient(client).get_image("one")
-            assert image is not None
-            assert image.file_system is not None
-            objects = image.file_system.objects()
-            cache = ObjectCache(tmp_path / "cache", 1 << 30)
-            source = PeerSource("the server", running.operator.connect)
-            assert (await cache.ensure(objects, source)).fetched == 3000
-            await ImageServerClient(client).delete_image("one")
-        await asyncio.to_thread(cache.close)
+    async def there_and_back(number: int) -> None:
+        place = tmp_path / f"{number}"
+        async with serve(place) as running:
+            added = await add_image(running.operator, NewImage("one", small_files), Progress())
+            assert added.uploaded == 3000
+            async with running.operator.connect() as client:
+                image = await ImageServerClient(client).get_image("one")
+                assert image is not None
+                assert image.file_system is not None
+                objects = image.file_system.objects()
+                cache = ObjectCache(place / "cache", 1 << 30)
+                source = PeerSource("the server", running.operator.connect)
+                assert (await cache.ensure(objects, source)).fetched == 3000
+            await asyncio.to_thread(cache.close)
+
+    await keeps_loop_free(there_and_back)
 
 
 CONTENT = b"the same everywhere"
@@ -58,17 +65,21 @@ def many_inodes() -> FileSystem:
 
 
 async def test_a_tree_of_many_inodes(
-    serve: Serve, tmp_path: Path, many_inodes: FileSystem, responsive_loop: None
+    serve: Serve, tmp_path: Path, many_inodes: FileSystem, keeps_loop_free: Watch
 ) -> None:
-    async with serve(tmp_path) as running, running.operator.connect() as client:
-        running.inside.store.put(CONTENT)
-        images = ImageServerClient(client)
-        await images.add_image("many", Image(file_system=many_inodes))
-        got = await images.get_image("many")
-        assert got is not None
-        assert got.file_system is not None
-        assert got.file_system.num_regular_inodes == 30_000
-        assert got.file_system.inodes == many_inodes.inodes
+    async def there_and_back(number: int) -> None:
+        place = tmp_path / f"{number}"
+        async with serve(place) as running, running.operator.connect() as client:
+            running.inside.store.put(CONTENT)
+            images = ImageServerClient(client)
+            await images.add_image("many", Image(file_system=many_inodes))
+            got = await images.get_image("many")
+            assert got is not None
+            assert got.file_system is not None
+            assert got.file_system.num_regular_inodes == 30_000
+            assert got.file_system.inodes == many_inodes.inodes
+
+    await keeps_loop_free(there_and_back)
 
 
 @pytest.fixture
@@ -81,14 +92,19 @@ def large_files(tmp_path: Path) -> Path:
 
 
 async def test_large_files_there_and_back(
-    serve: Serve, tmp_path: Path, large_files: Path, responsive_loop: None
+    serve: Serve, tmp_path: Path, large_files: Path, keeps_loop_free: Watch
 ) -> None:
-    async with serve(tmp_path) as running:
-        progress = Progress()
-        await add_image(running.operator, NewImage("one", large_files), progress)
-        assert progress.uploaded_bytes == progress.file_bytes == 36 << 20
-        await get_image(running.operator, "one", tmp_path / "out", progress)
+    async def there_and_back(number: int) -> None:
+        place = tmp_path / f"{number}"
+        out = place / "out"
+        async with serve(place) as running:
+            progress = Progress()
+            await add_image(running.operator, NewImage("one", large_files), progress)
+            assert progress.uploaded_bytes == progress.file_bytes == 36 << 20
+            await get_image(running.operator, "one", out, progress)
         same = filecmp.cmpfiles
         names = [path.name for path in large_files.iterdir()]
-        found = await asyncio.to_thread(same, large_files, tmp_path / "out", names, shallow=False)
+        found = await asyncio.to_thread(same, large_files, out, names, shallow=False)
         assert sorted(found[0]) == sorted(names)
+
+    await keeps_loop_free(there_and_back)

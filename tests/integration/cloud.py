@@ -16,7 +16,7 @@ from smallstack.control.sandbox import Daemon, start_daemon
 from smallstack.identity import pki
 from smallstack.identity.credentials import ClientCredentials
 from smallstack.proto.enums import State
-from smallstack.proto.hypervisor import (
+from smallstack.proto.hypervisor.every import (
     ChangeAddressPoolRequest,
     CreateVmRequest,
     CreateVmResponse,

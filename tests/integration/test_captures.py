@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import pytest
 
-from smallstack.proto import hypervisor as proto
 from smallstack.proto.enums import State
-from smallstack.proto.hypervisor import ChangeAddressPoolRequest, UpdateSubnetsRequest
+from smallstack.proto.hypervisor import every as proto
+from smallstack.proto.hypervisor.every import ChangeAddressPoolRequest, UpdateSubnetsRequest
 from smallstack.proto.kinds import Message
 from smallstack.proto.vm import Subnet
 from smallstack.srpc import gob

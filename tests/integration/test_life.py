@@ -8,7 +8,7 @@ import pytest
 
 from smallstack.client.errors import ServiceError
 from smallstack.proto.enums import State
-from smallstack.proto.hypervisor import ChangeAddressPoolRequest
+from smallstack.proto.hypervisor.every import ChangeAddressPoolRequest
 from smallstack.srpc.errors import AccessDeniedError
 from tests.integration.cloud import SECOND, Cloud, request
 

@@ -13,7 +13,7 @@ from smallstack.client.errors import ServiceError
 from smallstack.client.hypervisor import HypervisorClient
 from smallstack.control.sandbox import DaemonError
 from smallstack.proto.enums import State
-from smallstack.proto.hypervisor import CreateVmResponse
+from smallstack.proto.hypervisor.every import CreateVmResponse
 from smallstack.srpc.errors import ConnectionClosedError
 from tests.integration.cloud import IMAGE, SECOND, Cloud, request
 

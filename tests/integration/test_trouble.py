@@ -12,7 +12,7 @@ import pytest
 from smallstack.client.errors import ServiceError
 from smallstack.control.sandbox import DaemonError
 from smallstack.proto.enums import MachineType, State
-from smallstack.proto.hypervisor import (
+from smallstack.proto.hypervisor.every import (
     ChangeAddressPoolRequest,
     CreateVmRequest,
     UpdateSubnetsRequest,

@@ -13,7 +13,7 @@ import uvloop
 from smallstack.daemon.listener import Listener, bind
 from smallstack.identity import pki
 from smallstack.identity.credentials import ClientCredentials, Pair, ServerCredentials
-from smallstack.proto import hypervisor
+from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.srpc.errors import RpcError
 from smallstack.srpc.server import Call, Server
 

@@ -8,7 +8,7 @@ import pytest
 
 from smallstack.identity import pki
 from smallstack.identity.credentials import ClientCredentials
-from smallstack.proto import hypervisor
+from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.srpc import framing
 from smallstack.srpc.client import Client, dial
 from smallstack.srpc.errors import (

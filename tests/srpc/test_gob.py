@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from smallstack.proto.enums import State
 from smallstack.proto.filesystem import FileSystem
-from smallstack.proto.hypervisor import (
+from smallstack.proto.hypervisor.every import (
     CreateVmResponse,
     GetVmInfoRequest,
     GetVmInfoResponse,

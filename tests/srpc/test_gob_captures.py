@@ -22,7 +22,7 @@ from smallstack.proto.filesystem import (
     SpecialInode,
     SymlinkInode,
 )
-from smallstack.proto.hypervisor import (
+from smallstack.proto.hypervisor.every import (
     AcknowledgeVmRequest,
     AcknowledgeVmResponse,
     CreateVmRequest,

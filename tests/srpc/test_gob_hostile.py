@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallstack.proto.hypervisor import GetVmInfosResponse, ListVMsRequest, ListVMsResponse
+from smallstack.proto.hypervisor.every import GetVmInfosResponse, ListVMsRequest, ListVMsResponse
 from smallstack.proto.image import Image
 from smallstack.proto.imageserver import GetImageInodesResponse, GetImageResponse
 from smallstack.proto.kinds import Uint64

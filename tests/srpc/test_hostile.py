@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from smallstack.proto import hypervisor
+from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.srpc import framing
 from smallstack.srpc.client import dial
 from smallstack.srpc.errors import ConnectError, PeerStalledError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smallstack.proto.hypervisor import (
+from smallstack.proto.hypervisor.every import (
     CreateVmRequest,
     CreateVmResponse,
     GetCapacityRequest,

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from smallstack.proto import hypervisor, imageserver
+from smallstack.proto import imageserver
 from smallstack.proto.filesystem import FileSystem, FileSystemBuilder
+from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.proto.image import Image
 from smallstack.srpc import framing
 from smallstack.srpc.client import dial

@@ -1,5 +1,7 @@
 """The client of the Hypervisor service. Sizes are bytes or MiB as named; durations are ns."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,10 +24,10 @@ class HypervisorClient(ServiceClient):
 
     async def create_vm(
         self,
-        request: proto.CreateVmRequest,
+        request: proto.create.CreateVmRequest,
         image_data: bytes | Path | None = None,
         user_data: bytes | Path = b"",
-    ) -> AsyncGenerator[proto.CreateVmResponse, None]:
+    ) -> AsyncGenerator[proto.create.CreateVmResponse, None]:
         """Create a VM: every message as it comes, the last one has ``final`` and the address.
 
         ``image_data`` is a raw root volume to send instead of naming an image. Their sizes are
@@ -44,7 +46,7 @@ class HypervisorClient(ServiceClient):
             try:
                 while True:
                     try:
-                        reply = await conn.decode(proto.CreateVmResponse)
+                        reply = await conn.decode(proto.create.CreateVmResponse)
                     except ConnectionClosedError:
                         if sending.done():
                             sending.result()  # what broke the sending says more
@@ -63,8 +65,8 @@ class HypervisorClient(ServiceClient):
 
     async def acknowledge_vm(self, ip_address: str) -> None:
         """Keep a VM that was just created."""
-        request = proto.AcknowledgeVmRequest(ip_address=ip_address)
-        await self.checked("AcknowledgeVm", request, proto.AcknowledgeVmResponse)
+        request = proto.create.AcknowledgeVmRequest(ip_address=ip_address)
+        await self.checked("AcknowledgeVm", request, proto.create.AcknowledgeVmResponse)
 
     async def list_vms(
         self,
@@ -76,19 +78,19 @@ class HypervisorClient(ServiceClient):
         sort: bool = True,
     ) -> list[str]:
         """Addresses of the VMs; bit n of the mask hides state n."""
-        request = proto.ListVMsRequest(
+        request = proto.info.ListVMsRequest(
             ignore_state_mask=ignore_state_mask,
             owner_users=list(owner_users),
             owner_groups=list(owner_groups),
             vm_tags_to_match={key: list(values) for key, values in (tags or {}).items()},
             sort=sort,
         )
-        return (await self.call("ListVMs", request, proto.ListVMsResponse)).ip_addresses
+        return (await self.call("ListVMs", request, proto.info.ListVMsResponse)).ip_addresses
 
     async def get_vm_info(self, ip_address: str) -> VmInfo:
         """The record of one VM."""
-        request = proto.GetVmInfoRequest(ip_address=ip_address)
-        return (await self.checked("GetVmInfo", request, proto.GetVmInfoResponse)).vm_info
+        request = proto.info.GetVmInfoRequest(ip_address=ip_address)
+        return (await self.checked("GetVmInfo", request, proto.info.GetVmInfoResponse)).vm_info
 
     async def get_vm_infos(
         self,
@@ -99,13 +101,13 @@ class HypervisorClient(ServiceClient):
         tags: Mapping[str, Sequence[str]] | None = None,
     ) -> list[VmInfo]:
         """The records of all VMs that match, as `list_vms`."""
-        request = proto.GetVmInfosRequest(
+        request = proto.info.GetVmInfosRequest(
             ignore_state_mask=ignore_state_mask,
             owner_users=list(owner_users),
             owner_groups=list(owner_groups),
             vm_tags_to_match={key: list(values) for key, values in (tags or {}).items()},
         )
-        return (await self.checked("GetVmInfos", request, proto.GetVmInfosResponse)).vm_infos
+        return (await self.checked("GetVmInfos", request, proto.info.GetVmInfosResponse)).vm_infos
 
     async def start_vm(
         self, ip_address: str, *, dhcp_timeout: int = 0, access_token: bytes = b""
@@ -114,35 +116,37 @@ class HypervisorClient(ServiceClient):
 
         With a timeout of 0 nothing is waited for and the answer is True.
         """
-        request = proto.StartVmRequest(
+        request = proto.power.StartVmRequest(
             ip_address=ip_address, dhcp_timeout=dhcp_timeout, access_token=access_token
         )
-        reply = await self.checked("StartVm", request, proto.StartVmResponse)
+        reply = await self.checked("StartVm", request, proto.power.StartVmResponse)
         return not reply.dhcp_timed_out
 
     async def stop_vm(self, ip_address: str, *, access_token: bytes = b"") -> None:
         """Stop a running VM and wait until it has stopped."""
-        request = proto.StopVmRequest(ip_address=ip_address, access_token=access_token)
-        await self.checked("StopVm", request, proto.StopVmResponse)
+        request = proto.power.StopVmRequest(ip_address=ip_address, access_token=access_token)
+        await self.checked("StopVm", request, proto.power.StopVmResponse)
 
     async def reboot_vm(self, ip_address: str, *, dhcp_timeout: int = 0) -> bool:
         """Reboot a running VM; the answer is that of `start_vm`."""
-        request = proto.RebootVmRequest(ip_address=ip_address, dhcp_timeout=dhcp_timeout)
-        reply = await self.checked("RebootVm", request, proto.RebootVmResponse)
+        request = proto.power.RebootVmRequest(ip_address=ip_address, dhcp_timeout=dhcp_timeout)
+        reply = await self.checked("RebootVm", request, proto.power.RebootVmResponse)
         return not reply.dhcp_timed_out
 
     async def destroy_vm(self, ip_address: str, *, access_token: bytes = b"") -> None:
         """Remove a VM, its volumes and its address."""
-        request = proto.DestroyVmRequest(ip_address=ip_address, access_token=access_token)
-        await self.checked("DestroyVm", request, proto.DestroyVmResponse)
+        request = proto.power.DestroyVmRequest(ip_address=ip_address, access_token=access_token)
+        await self.checked("DestroyVm", request, proto.power.DestroyVmResponse)
 
     @asynccontextmanager
     async def connect_serial(self, ip_address: str, port: int = 0) -> AsyncIterator[Connection]:
         """The VM's serial port as a stream of raw bytes both ways; closed on leaving."""
         async with self.client.raw("Hypervisor.ConnectToVmSerialPort") as conn:
-            conn.encode(proto.ConnectToVmSerialPortRequest(ip_address=ip_address, port_number=port))
+            conn.encode(
+                proto.reach.ConnectToVmSerialPortRequest(ip_address=ip_address, port_number=port)
+            )
             await conn.flush()
-            self.check(await conn.decode(proto.ConnectToVmSerialPortResponse))
+            self.check(await conn.decode(proto.reach.ConnectToVmSerialPortResponse))
             try:
                 yield conn
             finally:
@@ -150,53 +154,61 @@ class HypervisorClient(ServiceClient):
 
     async def probe_vm_port(self, ip_address: str, port: int, timeout: int = 10 * SECOND) -> bool:
         """Whether a TCP port of the VM accepts within ``timeout`` ns."""
-        request = proto.ProbeVmPortRequest(ip_address=ip_address, port_number=port, timeout=timeout)
-        return (await self.checked("ProbeVmPort", request, proto.ProbeVmPortResponse)).port_is_open
+        request = proto.reach.ProbeVmPortRequest(
+            ip_address=ip_address, port_number=port, timeout=timeout
+        )
+        return (
+            await self.checked("ProbeVmPort", request, proto.reach.ProbeVmPortResponse)
+        ).port_is_open
 
     async def trace_vm_metadata(self, ip_address: str) -> AsyncGenerator[str, None]:
         """Paths the VM asks its metadata server for, as it asks; ends with the VM."""
         async with self.client.raw("Hypervisor.TraceVmMetadata") as conn:
-            conn.encode(proto.TraceVmMetadataRequest(ip_address=ip_address))
+            conn.encode(proto.reach.TraceVmMetadataRequest(ip_address=ip_address))
             await conn.flush()
-            self.check(await conn.decode(proto.TraceVmMetadataResponse))
+            self.check(await conn.decode(proto.reach.TraceVmMetadataResponse))
             try:
                 while line := await conn.read_line():
                     yield line.decode(errors="replace")
             except ConnectionClosedError:
                 return
 
-    async def get_updates(self) -> AsyncGenerator[proto.Update, None]:
+    async def get_updates(self) -> AsyncGenerator[proto.host.Update, None]:
         """What changes on the Hypervisor: its whole state first, then changes and heartbeats."""
         async with self.client.raw("Hypervisor.GetUpdates") as conn:
             while True:
-                yield await conn.decode(proto.Update)
+                yield await conn.decode(proto.host.Update)
 
-    async def get_capacity(self) -> proto.GetCapacityResponse:
+    async def get_capacity(self) -> proto.host.GetCapacityResponse:
         """Memory, CPUs and space of the machine."""
-        request = proto.GetCapacityRequest()
-        return await self.checked("GetCapacity", request, proto.GetCapacityResponse)
+        request = proto.host.GetCapacityRequest()
+        return await self.checked("GetCapacity", request, proto.host.GetCapacityResponse)
 
-    async def change_address_pool(self, request: proto.ChangeAddressPoolRequest) -> None:
+    async def change_address_pool(self, request: proto.network.ChangeAddressPoolRequest) -> None:
         """Add addresses to the pool or take them out."""
-        await self.checked("ChangeAddressPool", request, proto.ChangeAddressPoolResponse)
+        await self.checked("ChangeAddressPool", request, proto.network.ChangeAddressPoolResponse)
 
-    async def update_subnets(self, request: proto.UpdateSubnetsRequest) -> None:
+    async def update_subnets(self, request: proto.network.UpdateSubnetsRequest) -> None:
         """Add, change or delete subnets."""
-        await self.checked("UpdateSubnets", request, proto.UpdateSubnetsResponse)
+        await self.checked("UpdateSubnets", request, proto.network.UpdateSubnetsResponse)
 
     async def list_subnets(self, sort: bool = True) -> list[Subnet]:
         """The subnets the Hypervisor knows."""
-        request = proto.ListSubnetsRequest(sort=sort)
-        return (await self.checked("ListSubnets", request, proto.ListSubnetsResponse)).subnets
+        request = proto.network.ListSubnetsRequest(sort=sort)
+        return (
+            await self.checked("ListSubnets", request, proto.network.ListSubnetsResponse)
+        ).subnets
 
     async def get_vm_user_data(self, ip_address: str, *, access_token: bytes = b"") -> bytes:
         """The user data of a VM, b"" when it has none."""
         async with self.client.raw("Hypervisor.GetVmUserData") as conn:
             conn.encode(
-                proto.GetVmUserDataRequest(ip_address=ip_address, access_token=access_token)
+                proto.user_data.GetVmUserDataRequest(
+                    ip_address=ip_address, access_token=access_token
+                )
             )
             await conn.flush()
-            reply = await conn.decode(proto.GetVmUserDataResponse)
+            reply = await conn.decode(proto.user_data.GetVmUserDataResponse)
             if not reply.error:
                 return b"".join([data async for data in receive(conn, reply.length)])
         raise ServiceError(text=reply.error)
@@ -206,10 +218,12 @@ class HypervisorClient(ServiceClient):
         source = Source(user_data)
         method = "Hypervisor.ReplaceVmUserData"
         async with self.client.raw(method) as conn:
-            request = proto.ReplaceVmUserDataRequest(ip_address=ip_address, size=source.size)
+            request = proto.user_data.ReplaceVmUserDataRequest(
+                ip_address=ip_address, size=source.size
+            )
             conn.encode(request)
             await source.send(conn)
-            reply = await self.client.reply(conn, method, proto.ReplaceVmUserDataResponse)
+            reply = await self.client.reply(conn, method, proto.user_data.ReplaceVmUserDataResponse)
         self.check(reply)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from smallstack.client.errors import ServiceError
 from smallstack.client.hypervisor import HypervisorClient
-from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.hypervisor.create import CreateVmRequest
 from smallstack.telemetry.errors import SmallStackError
 from smallstack.telemetry.timeline import Phase
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from smallstack.client.hypervisor import HypervisorClient
 from smallstack.client.imageserver import ImageServerClient
 from smallstack.identity.credentials import ClientCredentials
-from smallstack.proto.hypervisor import ChangeAddressPoolRequest, UpdateSubnetsRequest
+from smallstack.proto.hypervisor.network import ChangeAddressPoolRequest, UpdateSubnetsRequest
 from smallstack.proto.vm import Address, Subnet
 from smallstack.telemetry.errors import SmallStackError
 

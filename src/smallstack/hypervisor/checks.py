@@ -9,7 +9,7 @@ from smallstack.hypervisor.errors import (
 from smallstack.hypervisor.specs import check_supported
 from smallstack.network.subnets import Caller
 from smallstack.proto.enums import ArchitectureType, VolumeType
-from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.hypervisor.create import CreateVmRequest
 from smallstack.proto.kinds import Word
 
 MAX_USER_DATA = 256 << 20

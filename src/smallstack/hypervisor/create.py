@@ -41,7 +41,7 @@ from smallstack.hypervisor.vm import Vm
 from smallstack.machine import process
 from smallstack.network.subnets import Caller, parse_ip
 from smallstack.proto.enums import ArchitectureType, State, VolumeFormat
-from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.hypervisor.create import CreateVmRequest
 from smallstack.proto.kinds import Time
 from smallstack.proto.vm import LocalVmInfo, LocalVolume, VmInfo, Volume
 from smallstack.steps import Action, Journal, NoUndo, PointHook, Steps, Together

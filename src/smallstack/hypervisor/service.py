@@ -30,8 +30,8 @@ from smallstack.identity.peer import Peer
 from smallstack.machine.console import read_log
 from smallstack.machine.errors import ConsoleClosedError
 from smallstack.machine.start import CONSOLE
-from smallstack.proto import hypervisor as proto
 from smallstack.proto.enums import State
+from smallstack.proto.hypervisor import every as proto
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import ConnectionClosedError, PeerStalledError
 from smallstack.srpc.server import Call, Handler

@@ -33,7 +33,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from smallstack.hypervisor.errors import RecordError, VmExistsError
-from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.hypervisor.create import CreateVmRequest
 from smallstack.proto.kinds import Message
 from smallstack.proto.vm import LocalVmInfo
 from smallstack.srpc import json_coder

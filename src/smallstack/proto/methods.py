@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from smallstack.proto import hypervisor, imageserver, objectserver, srpc
+from smallstack.proto import imageserver, objectserver, srpc
+from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.proto.image import Directory
 from smallstack.proto.kinds import Message
 

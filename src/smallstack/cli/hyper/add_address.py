@@ -6,7 +6,7 @@ import click
 
 from smallstack.cli.connect import connector
 from smallstack.cli.options import Target, run
-from smallstack.proto.hypervisor import ChangeAddressPoolRequest
+from smallstack.proto.hypervisor.network import ChangeAddressPoolRequest
 from smallstack.proto.vm import Address
 
 

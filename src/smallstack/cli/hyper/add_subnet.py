@@ -4,7 +4,7 @@ import click
 
 from smallstack.cli.connect import connector
 from smallstack.cli.options import Target, run
-from smallstack.proto.hypervisor import UpdateSubnetsRequest
+from smallstack.proto.hypervisor.network import UpdateSubnetsRequest
 from smallstack.proto.vm import Subnet
 
 

@@ -5,7 +5,7 @@ import click
 from smallstack.cli.connect import connector
 from smallstack.cli.options import Target, run
 from smallstack.cli.output import emit_record, format_option
-from smallstack.proto.hypervisor import GetCapacityResponse
+from smallstack.proto.hypervisor.host import GetCapacityResponse
 
 
 @click.command("get-capacity")

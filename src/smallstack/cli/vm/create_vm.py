@@ -12,7 +12,7 @@ from smallstack.cli.connect import connector
 from smallstack.cli.options import Bytes, Duration, Mebibytes, Target, fail, run
 from smallstack.cli.transcript import Transcript
 from smallstack.control.create import After, Created, create
-from smallstack.proto.hypervisor import CreateVmRequest
+from smallstack.proto.hypervisor.create import CreateVmRequest
 from smallstack.proto.vm import Address, VmInfo
 
 

@@ -157,10 +157,10 @@ def test_a_process_that_has_ended_and_is_not_reaped_has_no_start_time(place: Pat
 @pytest.mark.parametrize(
     ("path", "directory", "fds", "error", "stage"),
     [
-        (b"/nonexistent", b"/", [], FileNotFoundError, 7),
-        (b"/etc/passwd", b"/", [], PermissionError, 7),
-        (b"/bin/sh", b"/nonexistent", [], FileNotFoundError, 6),
-        (b"/bin/sh", b"/", [9999], OSError, 2),
+        (b"/nonexistent", b"/", [], FileNotFoundError, 8),
+        (b"/etc/passwd", b"/", [], PermissionError, 8),
+        (b"/bin/sh", b"/nonexistent", [], FileNotFoundError, 7),
+        (b"/bin/sh", b"/", [9999], OSError, 3),
     ],
 )
 def test_failures_name_their_stage_and_leave_nothing(

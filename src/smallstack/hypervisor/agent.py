@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Final
@@ -40,6 +40,7 @@ from smallstack.network.subnets import parse_ip
 from smallstack.objects.cache import ObjectCache
 from smallstack.proto.enums import State
 from smallstack.proto.vm import LocalVmInfo
+from smallstack.telemetry.errors import describe
 from smallstack.telemetry.timeline import Timeline
 
 _log = logging.getLogger("smallstack.hypervisor")
@@ -144,7 +145,7 @@ class Agent:
         # QEMU has its own copies of the descriptors: the taps live as long as it does.
         for nic in nics:
             asyncio.get_running_loop().run_in_executor(None, nic.tap.close)
-        if vm.info.cpu_priority:
+        if vm.info.cpu_priority and machine.cpu_group is None:
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, machine.pid, vm.info.cpu_priority)
         return machine
@@ -156,10 +157,21 @@ class Agent:
             if machine is None:
                 await self.parts.wiring.disconnect(vm.info)
             else:
+                await asyncio.to_thread(self._weigh, vm, machine)
                 await self.parts.wiring.resume(vm.info, lease=vm.agent.lease)
         except NetworkError as error:
             _log.warning("%s: its network: %s", vm.ip, error)
         return machine
+
+    def _weigh(self, vm: Vm, machine: Machine) -> None:
+        """Give a machine that was found its share again: its group may have been without."""
+        wanted = self.parts.emulator.cpu_group(vm.info)
+        if wanted is None or machine.cpu_group is None:
+            return
+        try:
+            replace(wanted, path=machine.cpu_group).set()
+        except OSError as error:
+            _log.warning("%s: its share of the processors: %s", vm.ip, describe(error))
 
     async def ended(self, vm: Vm, reason: ExitReason) -> None:
         """The machine is gone: shut its addresses out, unless it is to be launched again."""
@@ -285,6 +297,8 @@ class Agent:
         await self.parts.images.close()
         await self.parts.roots.close()
         self.parts.cache.close()
+        if self.parts.emulator.groups is not None:
+            await asyncio.to_thread(self.parts.emulator.groups.close)
         self.parts.store.close()
 
     def _load_one(self, directory: VmDirectory) -> Vm | None:

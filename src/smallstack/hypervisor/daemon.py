@@ -33,6 +33,8 @@ from smallstack.hypervisor.store import Store
 from smallstack.hypervisor.wiring import Wiring
 from smallstack.identity.credentials import ClientCredentials, Pair, ServerCredentials
 from smallstack.machine.accelerator import probe
+from smallstack.machine.cgroup import CpuGroups, open_groups, state_name
+from smallstack.machine.errors import CgroupError
 from smallstack.network.book import AddressBook
 from smallstack.objects.cache import ObjectCache
 from smallstack.settings import (
@@ -78,6 +80,9 @@ QEMU_USER = Setting("qemu_user", text, "nobody", "the user that QEMU runs as")
 QEMU_START_TIMEOUT = Setting(
     "qemu_start_timeout", duration, 30 * 10**9, "a QEMU that is silent for so long is killed"
 )
+CPU_QUOTA = Setting(
+    "cpu_quota", boolean, False, "milliCPUs bound a VM even when processors are idle"
+)
 CA_FILE = Setting("ca_file", path, Path("/etc/ssl/CA.pem"), "authority of clients' certificates")
 IDENTITY_CA_FILE = Setting(
     "identity_ca_file", text, "", "authority that vouches for names and groups, not for methods"
@@ -106,6 +111,7 @@ SETTINGS: list[Setting[object]] = [
         QEMU,
         QEMU_USER,
         QEMU_START_TIMEOUT,
+        CPU_QUOTA,
         CA_FILE,
         IDENTITY_CA_FILE,
         CERT_FILE,
@@ -189,7 +195,7 @@ async def serve(
 
 async def _open_agent(values: Values, store: Store) -> Agent:
     """Every part, opened; when one cannot be, those before it are closed."""
-    emulator = await _emulator(values)
+    emulator = await _emulator(values, store)
     book = await asyncio.to_thread(AddressBook.load, store.directory)
     directories = [Path(d) for d in values[VOLUME_DIRECTORIES]] or [store.directory / "volumes"]
     bridges = values[BRIDGES]
@@ -200,6 +206,8 @@ async def _open_agent(values: Values, store: Store) -> Agent:
         DEFAULT_CACHE, host.space(store.objects).size // CACHE_SHARE
     )
     async with AsyncExitStack() as stack:
+        if emulator.groups is not None:
+            stack.callback(emulator.groups.close)
         cache = await asyncio.to_thread(ObjectCache, store.objects, quota)
         stack.callback(cache.close)
         await cache.sweep()
@@ -229,7 +237,7 @@ async def _open_agent(values: Values, store: Store) -> Agent:
     return agent
 
 
-async def _emulator(values: Values) -> Emulator:
+async def _emulator(values: Values, store: Store) -> Emulator:
     setting = cast("Literal['auto', 'kvm', 'tcg']", values[ACCELERATOR])
     verdict = await probe(setting, values[STATE_DIR])
     try:
@@ -247,7 +255,16 @@ async def _emulator(values: Values) -> Emulator:
         user.pw_gid,
         host_processors(),
         values[QEMU_START_TIMEOUT] / 1e9,
+        await asyncio.to_thread(_cpu_groups, store, values[CPU_QUOTA]),
     )
+
+
+def _cpu_groups(store: Store, quota: bool) -> CpuGroups | None:
+    try:
+        return open_groups(state_name(store.directory), quota=quota)
+    except CgroupError as error:
+        _log.warning("%s", error)
+        return None
 
 
 def _server_credentials(values: Values) -> ServerCredentials:

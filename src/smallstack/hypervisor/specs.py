@@ -19,6 +19,7 @@ from smallstack.hypervisor.errors import NotSupportedError
 from smallstack.hypervisor.roots import INITRD, KERNEL, label_of
 from smallstack.hypervisor.store import AgentRecord
 from smallstack.hypervisor.wiring import Nic
+from smallstack.machine.cgroup import CpuGroup, CpuGroups
 from smallstack.machine.kernel import is_pvh, takes_timer_rate
 from smallstack.machine.process import START_LIMIT
 from smallstack.machine.spec import MICROVM_SLOTS, DiskSpec, MachineSpec, NicSpec, Verdict
@@ -46,6 +47,14 @@ class Emulator:
     processors: int
     start_limit: float = START_LIMIT
     """Seconds until a QEMU whose monitor is silent is killed."""
+    groups: CpuGroups | None = None
+    """Where machines get their share of the processors; None: nowhere."""
+
+    def cpu_group(self, info: VmInfo) -> CpuGroup | None:
+        """The control group of a VM."""
+        if self.groups is None:
+            return None
+        return self.groups.group(info.address.ip_address, info.milli_cpus, info.cpu_priority)
 
 
 def check_supported(info: VmInfo) -> None:
@@ -114,6 +123,7 @@ def machine_spec(
         uid=emulator.uid,
         gid=emulator.gid,
         qemu=emulator.program,
+        cpu=emulator.cpu_group(info),
     )
 
 

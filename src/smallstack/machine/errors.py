@@ -56,5 +56,10 @@ class ConsoleClosedError(MachineError):
     """VM serial port closed"""
 
 
+class CgroupError(MachineError):
+    """no control groups for processors, all VMs compete as equals: {detail}; mount a cgroup
+    hierarchy with the cpu controller, writable, or delegate one (README)"""
+
+
 class KernelError(MachineError):
     """{detail}"""

@@ -91,7 +91,7 @@ async def find(directory: Path, name: str | None = None) -> "Machine | None":
     """
     started = await asyncio.to_thread(find_process, directory)
     if started is None:
-        forget(directory)
+        await asyncio.to_thread(forget, directory)
         return None
     machine = Machine(name or directory.name, directory, started, Timeline())
     try:
@@ -116,7 +116,7 @@ async def _in_thread(spec: MachineSpec) -> Started:
             os.close(started.pidfd)
             for sock in started.sockets.values():
                 sock.close()
-            forget(spec.directory)
+            await asyncio.to_thread(forget, spec.directory)
         raise
 
 
@@ -160,6 +160,8 @@ class Machine:
         self.directory = directory
         self.pid = started.pid
         self.machine_type = started.machine_type
+        self.cpu_group = started.cpu_group
+        """The control group that it has for itself, if any."""
         self.timeline = timeline
         """Phase ``spawn``, then the instants ``monitor`` and ``guest ready``."""
         self.started_ns = started.started_ns
@@ -373,7 +375,7 @@ class Machine:
         await self._close()
         reason = exit_reason(self._seen)
         self.error = self._explain(reason)
-        forget(self.directory)
+        await asyncio.to_thread(forget, self.directory)
         log.info("%s: the machine ended: %s", self.name, self.error or reason.value)
         self._exit.set_result(reason)
 

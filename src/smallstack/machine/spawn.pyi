@@ -1,3 +1,4 @@
+GROUP_STAGE: str
 STAGES: tuple[str, ...]
 
 def spawn(
@@ -10,4 +11,5 @@ def spawn(
     record_fd: int,
     identity: tuple[int, int, list[int]] | None,
     open_files: int,
+    group: tuple[int, bytes | None] | None = None,
 ) -> tuple[int, int]: ...

@@ -27,6 +27,8 @@ cdef extern from "spawn.h":
         size_t fd_count
         int output_fd
         int record_fd
+        int group_fd
+        const char *group_file
         int change_identity
         uid_t uid
         gid_t gid
@@ -38,9 +40,11 @@ cdef extern from "spawn.h":
                               ss_spawn_stage *stage) nogil
 
 
+GROUP_STAGE = "it could not be put into its control group"
 STAGES = (
     "no process could be made",
     "it could not get its own session",
+    GROUP_STAGE,
     "its descriptors could not be passed",
     "its limits could not be set",
     "its pid could not be recorded",
@@ -67,8 +71,11 @@ cdef char **_vector(list strings) except NULL:
 
 
 def spawn(bytes path, list argv, list envp, bytes directory, list fds, int output_fd,
-          int record_fd, identity, uint64_t open_files):
+          int record_fd, identity, uint64_t open_files, group=None):
     """(pid, pidfd) of a process that runs ``path``; ``identity`` is (uid, gid, groups) or None.
+
+    ``group`` is the directory of a control group, as a descriptor, and the file in it that takes
+    a process (b"tasks"), None on cgroup v2.
 
     Raises OSError whose filename is the stage that failed, one of STAGES.
     """
@@ -82,11 +89,18 @@ def spawn(bytes path, list argv, list envp, bytes directory, list fds, int outpu
     cdef int *descriptors = NULL
     cdef gid_t *groups = NULL
     cdef list group_list = []
+    cdef bytes group_file
     request.path = path
     request.directory = directory
     request.output_fd = output_fd
     request.record_fd = record_fd
     request.open_files = open_files
+    request.group_fd = -1
+    request.group_file = NULL
+    if group is not None:
+        request.group_fd, group_file = group
+        if group_file is not None:
+            request.group_file = group_file
     request.change_identity = identity is not None
     request.uid = 0
     request.gid = 0

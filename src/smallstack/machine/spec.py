@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from smallstack.machine.cgroup import CpuGroup
+
 Accelerator = Literal["kvm", "tcg"]
 MachineType = Literal["microvm", "q35"]
 
@@ -64,7 +66,7 @@ class MachineSpec:
     kernel); without one the first disk's boot loader does. ``kernel_args`` are the caller's; what
     machine type and accelerator want is added. ``uid``, ``gid``: QEMU's; None keeps the agent's,
     which must then not be root's. ``timer_rate``: the kernel takes its timer's rate
-    (`kernel.takes_timer_rate`).
+    (`kernel.takes_timer_rate`). ``cpu`` is its control group; None leaves it in the agent's.
     """
 
     name: str
@@ -84,3 +86,4 @@ class MachineSpec:
     uuid: str | None = None
     firmware: Path | None = None
     qemu: str = "qemu-system-x86_64"
+    cpu: CpuGroup | None = None

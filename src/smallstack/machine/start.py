@@ -6,7 +6,7 @@ poll for, and the first byte of the guest is not lost.
 
 In the machine's directory (names of upstream where it has them)::
 
-    machine.json     what `find` has to know: machine type, boot id of the host
+    machine.json     what `find` has to know: machine type, boot id of the host, control group
     pidfile          "<pid> <start time>\\n", written by the new process itself before its exec
     monitor.sock  serial0.sock  agent0.sock
     console/         the console's log           console.old/   the boot before
@@ -14,6 +14,7 @@ In the machine's directory (names of upstream where it has them)::
 """
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -24,11 +25,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smallstack.machine import command, spawn
+from smallstack.machine.cgroup import remove_group
 from smallstack.machine.console import rotate_log
 from smallstack.machine.errors import QemuMissingError, SpawnError, SpecError
 from smallstack.machine.spec import MachineSpec, MachineType
 from smallstack.telemetry.errors import describe
 
+_log = logging.getLogger("smallstack.machine")
 RECORD = "machine.json"
 PIDFILE = "pidfile"
 QEMU_LOG = "qemu.log"
@@ -54,6 +57,8 @@ class Started(NamedTuple):
     sockets: dict[str, socket.socket]
     started_ns: int
     """time.monotonic_ns just before the process was made."""
+    cpu_group: Path | None = None
+    """Its control group, where it has one of its own."""
 
 
 def start(spec: MachineSpec) -> Started:
@@ -69,6 +74,7 @@ def start(spec: MachineSpec) -> Started:
     if spec.uid is None and os.geteuid() == 0:
         raise SpecError(name=spec.name, detail="QEMU may not run as root: give a uid and gid")
     sockets: dict[str, socket.socket] = {}
+    cpu_group = None
     with ExitStack() as ours, ExitStack() as theirs:
         try:
             directory = os.open(spec.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -98,10 +104,12 @@ def start(spec: MachineSpec) -> Started:
                 stage="what it needs could not be opened",
                 detail=describe(error),
             ) from error
+        group = _open_group(spec, theirs)
         started_ns = time.monotonic_ns()
-        try:
+
+        def run() -> tuple[int, int]:
             with _one_at_a_time:
-                pid, pidfd = spawn.spawn(
+                return spawn.spawn(
                     os.fsencode(program),
                     [os.fsencode(argument) for argument in arguments],
                     _ENVIRONMENT,
@@ -111,14 +119,27 @@ def start(spec: MachineSpec) -> Started:
                     record,
                     _identity(spec),
                     OPEN_FILES,
+                    group,
                 )
+
+        try:
+            try:
+                pid, pidfd = run()
+            except OSError as error:
+                if error.filename != spawn.GROUP_STAGE:
+                    raise
+                _warn_of_group(spec, error)
+                group = None
+                pid, pidfd = run()
         except OSError as error:
             forget(spec.directory)
             raise SpawnError(
                 name=spec.name, program=program, stage=error.filename, detail=error.strerror
             ) from error
         ours.pop_all()
-        return Started(spec.machine_type, pid, pidfd, sockets, started_ns)
+        if group is not None and spec.cpu is not None:
+            cpu_group = spec.cpu.path
+        return Started(spec.machine_type, pid, pidfd, sockets, started_ns, cpu_group)
 
 
 def find_process(directory: Path) -> Started | None:
@@ -158,7 +179,8 @@ def find_process(directory: Path) -> Started | None:
                 with suppress(OSError):
                     sockets[role] = ours.enter_context(connect(folder, name))
         ours.pop_all()
-        return Started(machine_type, pid, pidfd, sockets, time.monotonic_ns())
+        ns = time.monotonic_ns()
+        return Started(machine_type, pid, pidfd, sockets, ns, _recorded_group(record))
 
 
 def process_start_time(pid: int) -> int | None:
@@ -175,7 +197,11 @@ def process_start_time(pid: int) -> int | None:
 
 
 def forget(directory: Path) -> None:
-    """Remove what leads to a process that has ended."""
+    """Remove what leads to a process that has ended, its control group first. Blocks."""
+    with suppress(OSError, ValueError):
+        group = _recorded_group(json.loads((directory / RECORD).read_text()))
+        if group is not None:
+            remove_group(group)
     for name in (PIDFILE, RECORD, *_SOCKETS.values()):
         (directory / name).unlink(missing_ok=True)
 
@@ -193,6 +219,36 @@ def last_words(directory: Path, lines: int = 3) -> str:
 
 
 _SOCKETS = {"monitor": "monitor.sock", "serial0": "serial0.sock", "agent0": "agent0.sock"}
+
+
+def _recorded_group(record: object) -> Path | None:
+    match record:
+        case {"cpu_group": str(path)}:
+            return Path(path)
+    return None
+
+
+def _open_group(spec: MachineSpec, theirs: ExitStack) -> tuple[int, bytes | None] | None:
+    """The control group to start in. A machine without one is better than none at all."""
+    if spec.cpu is None:
+        return None
+    try:
+        fd = spec.cpu.open()
+    except OSError as error:
+        _warn_of_group(spec, error)
+        return None
+    theirs.callback(os.close, fd)
+    return fd, spec.cpu.entrance
+
+
+def _warn_of_group(spec: MachineSpec, error: OSError) -> None:
+    assert spec.cpu is not None
+    _log.warning(
+        "%s: starts without its share of the processors: %s: %s",
+        spec.name,
+        spec.cpu.path,
+        error.strerror,
+    )
 
 
 def _listen(directory: int, name: str) -> socket.socket:
@@ -282,6 +338,7 @@ def _write_record(spec: MachineSpec) -> None:
         "machine_type": spec.machine_type,
         "boot_id": _BOOT_ID.read_text().strip(),
         "accelerator": spec.verdict.accelerator,
+        "cpu_group": None if spec.cpu is None else str(spec.cpu.path),
     }
     new = spec.directory / (RECORD + "~")
     new.write_text(json.dumps(record, indent=2) + "\n")

@@ -1,7 +1,8 @@
 """Fixtures for every room."""
 
+import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 import pytest
 
@@ -9,12 +10,13 @@ from smallstack.daemon.watchdog import LIMIT_NS, watch_callbacks
 
 PASSES = 3
 
-Scenario = Callable[[int], Awaitable[None]]
+Scenario = Callable[[int], Coroutine[None, None, None]]
 """What is watched; it is given the number of its pass, for names and directories of its own."""
+Watch = Callable[[Scenario], Awaitable[None]]
 
 
 @pytest.fixture
-def keeps_loop_free() -> Callable[[Scenario], Awaitable[None]]:
+def keeps_loop_free() -> Watch:
     """Awaits a scenario and fails if callbacks of asyncio's own loop took over 5 ms of CPU time.
 
     Code that holds the loop does so in every pass. A machine that serves an interrupt, or wakes up
@@ -24,13 +26,14 @@ def keeps_loop_free() -> Callable[[Scenario], Awaitable[None]]:
     """
 
     async def watch(scenario: Scenario) -> None:
+        assert isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
         told = []
         for number in range(PASSES):
             gc.collect()
             gc.disable()
             try:
                 with watch_callbacks() as found:
-                    await scenario(number)
+                    await asyncio.create_task(scenario(number))
             finally:
                 gc.enable()
             if not found:

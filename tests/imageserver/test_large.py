@@ -3,7 +3,6 @@
 import asyncio
 import filecmp
 import hashlib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,8 @@ from smallstack.objects.cache import ObjectCache
 from smallstack.objects.peer import PeerSource
 from smallstack.proto.filesystem import FileSystem, FileSystemBuilder
 from smallstack.proto.image import Image
-from tests.conftest import Scenario
+from tests.conftest import Watch
 from tests.imageserver.conftest import Serve
-
-Watch = Callable[[Scenario], Awaitable[None]]
 
 
 @pytest.fixture
@@ -46,6 +43,7 @@ async def test_thousands_of_small_objects(
                 cache = ObjectCache(place / "cache", 1 << 30)
                 source = PeerSource("the server", running.operator.connect)
                 assert (await cache.ensure(objects, source)).fetched == 3000
+                await ImageServerClient(client).delete_image("one")
             await asyncio.to_thread(cache.close)
 
     await keeps_loop_free(there_and_back)

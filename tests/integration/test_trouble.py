@@ -1,6 +1,7 @@
 """Bad input and trouble: one clear line, nothing left behind, nothing lost."""
 
 import asyncio
+import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from smallstack.proto.hypervisor.every import (
 )
 from smallstack.proto.vm import Address, Volume
 from smallstack.srpc.errors import ConnectionClosedError
+from tests.conftest import PASSES
 from tests.integration import leaks
 from tests.integration.cloud import (
     BRIDGE,
@@ -412,23 +414,29 @@ async def test_the_end_in_order(cloud: Cloud) -> None:
     await cloud.destroy(kept.ip_address)
 
 
-CYCLES = 8
+CYCLES = int(os.environ.get("SMALLSTACK_TEST_CYCLES", "8"))
 
 
 async def test_cycles_leave_nothing(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
-    """Links, descriptors, loop devices, namespaces, rules, files, processes, from outside."""
+    """Links, descriptors, loop devices, namespaces, rules, files, processes, from outside.
+
+    And the agent's loop stays free: what holds it does so in each of three rounds, what the
+    machine charges it with once does not (see the fixture `keeps_loop_free`).
+    """
     for _ in range(2):
         await cloud.destroy((await cloud.create()).ip_address)
     before = cloud.look()
-    for _ in range(CYCLES):
-        await cloud.destroy((await cloud.create()).ip_address)
+    held: list[float] = []
+    while len(held) < PASSES and (not held or held[-1]):
+        seen = await _metric("smallstack_loop_stretches_total")
+        for _ in range(CYCLES):
+            await cloud.destroy((await cloud.create()).ip_address)
+        held.append(await _metric("smallstack_loop_stretches_total") - seen)
     assert cloud.left(before) == ""
-    # None is the aim; two in 200 cycles were seen, and what held the loop is not known yet.
-    stretches = await _metric("smallstack_loop_stretches_total")
-    assert stretches <= 2
-    assert await _metric("smallstack_creates") == CYCLES + 2
+    assert await _metric("smallstack_creates") == CYCLES * len(held) + 2
     with capsys.disabled():
-        print(f"\n{CYCLES} cycles left nothing; loop held for over 5 ms: {stretches:.0f} times")
+        print(f"\n{CYCLES * len(held)} cycles left nothing; loop held for over 5 ms: {held} times")
+    assert 0 in held, [line for line in cloud.log.splitlines() if "event loop" in line]
 
 
 async def _metric(name: str) -> float:

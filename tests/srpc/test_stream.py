@@ -24,6 +24,7 @@ from smallstack.srpc.errors import (
     TlsError,
 )
 from smallstack.srpc.server import Call
+from tests.conftest import Watch
 
 from .conftest import Certificates, Serve
 
@@ -268,24 +269,28 @@ def _tree(files: int) -> FileSystem:
     return builder.build()
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 @pytest.mark.parametrize("endpoint", [framing.PLAIN_GOB], ids=["gob"])
 async def test_big_images_do_not_hold_the_loop(
-    serve: Serve, endpoint: framing.Endpoint, responsive_loop: None
+    serve: Serve, endpoint: framing.Endpoint, keeps_loop_free: Watch
 ) -> None:
     tree = await asyncio.to_thread(_tree, 20_000)
 
     async def get_image(call: Call, request: imageserver.GetImageRequest) -> Any:
         return imageserver.GetImageResponse(image=Image(file_system=tree))
 
-    async with serve() as running:
-        running.server.register("ImageServer", {"GetImage": get_image})
-        async with await dial(running.address, None, endpoints=[endpoint]) as client:
-            client.conn.limits = IMAGE
-            reply = await client.request(
-                "ImageServer.GetImage",
-                imageserver.GetImageRequest(image_name="x"),
-                imageserver.GetImageResponse,
-            )
-    assert reply.image is not None
-    assert reply.image.file_system is not None
-    assert len(reply.image.file_system) == 20_101
+    async def fetch(_number: int) -> None:
+        async with serve() as running:
+            running.server.register("ImageServer", {"GetImage": get_image})
+            async with await dial(running.address, None, endpoints=[endpoint]) as client:
+                client.conn.limits = IMAGE
+                reply = await client.request(
+                    "ImageServer.GetImage",
+                    imageserver.GetImageRequest(image_name="x"),
+                    imageserver.GetImageResponse,
+                )
+        assert reply.image is not None
+        assert reply.image.file_system is not None
+        assert len(reply.image.file_system) == 20_101
+
+    await keeps_loop_free(fetch)

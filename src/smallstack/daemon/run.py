@@ -18,6 +18,7 @@ import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from smallstack.daemon.watchdog import LoopWatchdog, Stretch
@@ -34,6 +35,7 @@ class Runtime:
         self.metrics = Metrics()
         self._stop = asyncio.Event()
         self._reload: list[Callable[[], None]] = []
+        self._watch = ExitStack()
         self._stretches = self.metrics.counter(
             "loop_stretches", "Times the event loop was held for over 5 ms of CPU time."
         )
@@ -42,9 +44,13 @@ class Runtime:
         )
 
     def ready(self) -> None:
-        """The daemon serves: tell systemd, and keep what exists out of the garbage collector."""
+        """The daemon serves: tell systemd, and watch the loop, on which others depend from now on.
+
+        What exists is kept out of the garbage collector, whose full pass would hold the loop.
+        """
         gc.collect()
         gc.freeze()
+        self._watch.enter_context(LoopWatchdog(self.stretched))
         notify("READY=1")
 
     async def stopped(self) -> None:
@@ -54,6 +60,10 @@ class Runtime:
     def stop(self) -> None:
         """Ask the daemon to end; a signal does the same."""
         self._stop.set()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._watch.close()
 
     def on_reload(self, reload: Callable[[], None]) -> None:
         """Call ``reload`` at every SIGHUP."""
@@ -118,9 +128,9 @@ async def _supervise(main: Main, pid_file: Path | None) -> None:
     if pid_file is not None:
         pid_file.write_text(f"{os.getpid()}\n")
     try:
-        with LoopWatchdog(runtime.stretched):
-            await main(runtime)
+        await main(runtime)
     finally:
+        runtime.close()
         if pid_file is not None:
             pid_file.unlink(missing_ok=True)
 

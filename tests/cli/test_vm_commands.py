@@ -64,6 +64,17 @@ def test_no_certificate_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_what_a_tool_writes_is_out_before_it_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "smallstack.cli.vm_control", "--help"]
+    with (tmp_path / "help").open("w") as file:
+        assert subprocess.run(command, stdout=file, check=True).returncode == 0
+    assert (tmp_path / "help").read_text().endswith("the metadata paths a VM asks for\n")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"vm-control: cannot write the output: No space left on device\n"
+
+
 def test_client_tools_stay_light() -> None:
     """What is imported at the start of every create."""
     code = (

@@ -28,6 +28,7 @@ def test_a_create_loads_only_the_messages_of_a_create() -> None:
     loaded = loaded_by("smallstack.cli.vm.create_vm")
     messages = {name for name in loaded if name.startswith("smallstack.proto.hypervisor.")}
     assert messages == {f"smallstack.proto.hypervisor.{part}" for part in ("base", "create")}
+    assert not {"dataclasses", "json", "shutil"} & loaded
 
 
 def test_a_client_loads_nothing_heavy() -> None:

@@ -1,11 +1,6 @@
 """``hyper-control``: look after a Hypervisor: its subnets, its addresses, its capacity."""
 
-from pathlib import Path
-
-import click
-
-from smallstack.cli.lazy import LazyGroup
-from smallstack.cli.options import make_target, target_options
+from smallstack.cli.tool import HYPERVISOR, run_tool, tool
 
 COMMANDS = {
     "add-subnet": ("smallstack.cli.hyper.add_subnet", "command", "tell of a subnet"),
@@ -17,19 +12,17 @@ COMMANDS = {
     ),
 }
 
-
-@click.group(cls=LazyGroup, table=COMMANDS)
-@click.version_option(version="0.1.0", prog_name="hyper-control")
-@target_options
-@click.pass_context
-def group(ctx: click.Context, address: str, cert_directory: Path, plain: bool) -> None:
-    """Look after a Hypervisor: its subnets, its addresses, its capacity."""
-    ctx.obj = make_target(address, cert_directory, plain)
+group = tool(
+    "hyper-control",
+    "Look after a Hypervisor: its subnets, its addresses, its capacity.",
+    COMMANDS,
+    HYPERVISOR,
+)
 
 
 def main() -> None:
     """The program."""
-    group(prog_name="hyper-control")
+    run_tool(group)
 
 
 if __name__ == "__main__":

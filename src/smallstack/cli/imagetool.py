@@ -1,11 +1,7 @@
 """``imagetool``: make images, list them, look at them, fetch them."""
 
-from pathlib import Path
-
-import click
-
-from smallstack.cli.image.target import DEFAULT_IMAGE_SERVER, ImageTarget
-from smallstack.cli.lazy import LazyGroup
+from smallstack.cli.image.target import IMAGE_SERVER
+from smallstack.cli.tool import run_tool, tool
 
 COMMANDS = {
     "add": ("smallstack.cli.image.add", "command", "make an image of a directory or a tar archive"),
@@ -27,41 +23,17 @@ COMMANDS = {
     ),
 }
 
-
-@click.group(cls=LazyGroup, table=COMMANDS)
-@click.version_option(version="0.1.0", prog_name="imagetool")
-@click.option(
-    "--image-server",
-    "--image-server-hostname",
-    "address",
-    default=DEFAULT_IMAGE_SERVER,
-    envvar="SMALLSTACK_IMAGE_SERVER",
-    show_default=True,
-    help="host[:port] of the image server",
+group = tool(
+    "imagetool",
+    "Make images of directories and archives, list them, look at them, fetch them.",
+    COMMANDS,
+    IMAGE_SERVER,
 )
-@click.option(
-    "--cert-directory",
-    type=click.Path(path_type=Path),
-    default=Path("~/.ssl"),
-    envvar="SMALLSTACK_CERT_DIRECTORY",
-    show_default=True,
-    help="directory with the client's key and certificate files",
-)
-@click.option(
-    "--plain",
-    is_flag=True,
-    envvar="SMALLSTACK_PLAIN",
-    help="no TLS: only for a daemon that was started with --insecure",
-)
-@click.pass_context
-def group(ctx: click.Context, address: str, cert_directory: Path, plain: bool) -> None:
-    """Make images of directories and archives, list them, look at them, fetch them."""
-    ctx.obj = ImageTarget(address, cert_directory.expanduser(), plain)
 
 
 def main() -> None:
     """The program."""
-    group(prog_name="imagetool")
+    run_tool(group)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 
 import click
 
+Table = Mapping[str, tuple[str, str, str]]
+"""Commands by name: module, attribute, one line of help."""
+
 
 class LazyGroup(click.Group):
-    """Commands by name, each as ``(module, attribute, one line of help)``."""
+    """A group of the commands in a table."""
 
-    def __init__(self, *args: object, table: Mapping[str, tuple[str, str, str]], **kwargs: object):
+    def __init__(self, *args: object, table: Table, **kwargs: object):
         """``table`` maps a command's name to where it is and what it does."""
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self._table = table

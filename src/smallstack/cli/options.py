@@ -1,4 +1,4 @@
-"""The options that every tool talking to a Hypervisor shares, and the one way to run a command.
+"""What the commands of every tool share: their target, kinds of value, and the one way to run.
 
 A failure is one line on standard error and an exit code: 1 for what the daemon refused or the
 network did, 2 for a wrong command line, 130 for Ctrl-C.
@@ -6,74 +6,38 @@ network did, 2 for a wrong command line, 130 for Ctrl-C.
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+import msgspec
 
 from smallstack.telemetry.errors import SmallStackError
 
-DEFAULT_HYPERVISOR = "localhost:6976"
-HYPERVISOR_PORT = 6976
+if TYPE_CHECKING:
+    from smallstack.identity.credentials import ClientCredentials
+
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
-class Target:
-    """Which Hypervisor to talk to, and as whom."""
+class Target(msgspec.Struct, frozen=True):
+    """Which daemon to talk to (``host:port``), and as whom."""
 
     address: str
     cert_directory: Path
     plain: bool
 
-    @property
-    def host_port(self) -> str:
-        """``host:port`` with the default port filled in."""
-        return with_port(self.address, HYPERVISOR_PORT)
+    def credentials(self) -> "ClientCredentials | None":
+        """None in plain mode; raises NoCredentialsError and its like."""
+        from smallstack.identity.credentials import ClientCredentials
+
+        return None if self.plain else ClientCredentials.load(self.cert_directory)
 
 
 def with_port(address: str, port: int) -> str:
     """``address`` as it is when it names a port, else with ``port``."""
     return address if address.rpartition(":")[2].isdigit() else f"{address}:{port}"
-
-
-def target_options(command: F) -> F:
-    """Options of a tool's group: Hypervisor, certificates, plain mode."""
-    for option in (
-        click.option(
-            "--plain",
-            is_flag=True,
-            envvar="SMALLSTACK_PLAIN",
-            help="no TLS: only for a daemon that was started with --insecure",
-        ),
-        click.option(
-            "--cert-directory",
-            type=click.Path(path_type=Path),
-            default=Path("~/.ssl"),
-            envvar="SMALLSTACK_CERT_DIRECTORY",
-            show_default=True,
-            help="directory with the client's key and certificate files",
-        ),
-        click.option(
-            "--hypervisor",
-            "--hypervisor-hostname",
-            "address",
-            default=DEFAULT_HYPERVISOR,
-            envvar="SMALLSTACK_HYPERVISOR",
-            show_default=True,
-            help="host[:port] of the Hypervisor",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def make_target(address: str, cert_directory: Path, plain: bool) -> Target:
-    """The target that the options name; ``~`` is the caller's home."""
-    return Target(address, cert_directory.expanduser(), plain)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -1,11 +1,6 @@
 """``vm-control``: create VMs on a Hypervisor and look after them."""
 
-from pathlib import Path
-
-import click
-
-from smallstack.cli.lazy import LazyGroup
-from smallstack.cli.options import make_target, target_options
+from smallstack.cli.tool import HYPERVISOR, run_tool, tool
 
 COMMANDS = {
     "create-vm": ("smallstack.cli.vm.create_vm", "command", "create a VM"),
@@ -33,19 +28,12 @@ COMMANDS = {
     ),
 }
 
-
-@click.group(cls=LazyGroup, table=COMMANDS)
-@click.version_option(version="0.1.0", prog_name="vm-control")
-@target_options
-@click.pass_context
-def group(ctx: click.Context, address: str, cert_directory: Path, plain: bool) -> None:
-    """Create VMs on a Hypervisor and look after them."""
-    ctx.obj = make_target(address, cert_directory, plain)
+group = tool("vm-control", "Create VMs on a Hypervisor and look after them.", COMMANDS, HYPERVISOR)
 
 
 def main() -> None:
     """The program."""
-    group(prog_name="vm-control")
+    run_tool(group)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from smallstack.client.errors import ServiceError
 from smallstack.client.hypervisor import HypervisorClient
@@ -34,8 +35,7 @@ class PortClosedError(SmallStackError):
     """port {port} of {ip} did not open within {seconds:g} s; the VM is kept"""
 
 
-@dataclass(frozen=True)
-class After:
+class After(msgspec.Struct, frozen=True):
     """What to wait for once the VM runs: a TCP port (0: none), and metadata requests to show."""
 
     probe_port: int = 0
@@ -43,8 +43,7 @@ class After:
     trace_metadata: bool = False
 
 
-@dataclass
-class Created:
+class Created(msgspec.Struct):
     """A created VM.
 
     ``connect_started_ns`` is just before the connection was opened, ``acknowledged_ns`` when the
@@ -56,8 +55,8 @@ class Created:
     dhcp_timed_out: bool = False
     connect_started_ns: int = 0
     acknowledged_ns: int = 0
-    messages: list[tuple[float, str]] = field(default_factory=list)
-    timeline: list[Phase] = field(default_factory=list)
+    messages: list[tuple[float, str]] = []
+    timeline: list[Phase] = []
     seconds_to_port: float | None = None
 
     @property

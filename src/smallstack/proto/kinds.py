@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Annotated, ClassVar, Final, Self, TypeAlias, TypeVar
@@ -22,24 +21,21 @@ import msgspec
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Wire:
+class Wire(msgspec.Struct, frozen=True):
     """How a scalar travels: its gob kind, and its type's name in definitions of composite types."""
 
     kind: str
     go: str
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(msgspec.Struct, frozen=True):
     """A map or list type with a name of its own, ``package.name`` in composite types."""
 
     package: str
     name: str
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True):
     """A property of a field or element that changes how it is named or written."""
 
     what: str

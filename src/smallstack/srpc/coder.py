@@ -1,8 +1,9 @@
 """What the two codecs share: "not yet", and how much a peer may ask for."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, TypeAlias
+
+import msgspec
 
 
 class NeedMore(Enum):
@@ -17,8 +18,7 @@ NEED_MORE: Final = NeedMore.NEED_MORE
 """What a decoder returns until the whole of a value was fed to it."""
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """Bounds on what a peer can make a decoder do; beyond them the peer is at fault."""
 
     message: int = 64 << 20

@@ -5,8 +5,6 @@ wire in type definitions), and its parts. Codecs compile their own plans from th
 """
 
 import typing
-from dataclasses import dataclass
-from dataclasses import field as dataclass_field
 from enum import IntEnum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -27,8 +25,7 @@ from smallstack.proto.kinds import (
 )
 
 
-@dataclass(eq=False)
-class Node:
+class Node(msgspec.Struct, eq=False):
     """One type.
 
     ``kind`` is one of bool, int, uint, string, bytes, ip, enum, time, hash, list, map, struct,
@@ -44,12 +41,11 @@ class Node:
     key: "Node | None" = None
     elem: "Node | None" = None
     elem_pointer: bool = False
-    fields: "list[Field]" = dataclass_field(default_factory=list)
-    members: "dict[str, Node]" = dataclass_field(default_factory=dict)
+    fields: "list[Field]" = []
+    members: "dict[str, Node]" = {}
 
 
-@dataclass(eq=False)
-class Field:
+class Field(msgspec.Struct, eq=False):
     """One field of a struct node; ``nullable`` fields hold None when nothing is pointed at."""
 
     attribute: str

@@ -1,16 +1,17 @@
 """``vm-control create-vm``: create a VM, wait for its DHCP, optionally for a port."""
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from smallstack.cli.connect import connector
 from smallstack.cli.options import Bytes, Duration, Mebibytes, Target, fail, run
 from smallstack.cli.transcript import Transcript
+from smallstack.cli.vm.boot import boot_options
 from smallstack.control.create import After, Created, create
 from smallstack.proto.hypervisor.create import CreateVmRequest
 from smallstack.proto.vm import Address, VmInfo
@@ -24,13 +25,6 @@ from smallstack.proto.vm import Address, VmInfo
 @click.option("--milli-cpus", type=int, default=250, show_default=True)
 @click.option("--virtual-cpus", type=int, default=0, help="at least; 0: from --milli-cpus")
 @click.option("--subnet-id", default="", help="needed when the Hypervisor has several")
-@click.option(
-    "--dhcp-timeout",
-    type=Duration(),
-    default="1m",
-    show_default=True,
-    help="0: do not wait for the guest's DHCP",
-)
 @click.option("--image-timeout", type=Duration(), default="1m", show_default=True)
 @click.option("--min-free-bytes", type=Bytes(), default="256M", show_default=True)
 @click.option(
@@ -58,14 +52,7 @@ from smallstack.proto.vm import Address, VmInfo
 @click.option("--destroy-protection", is_flag=True, help="destroy-vm refuses while it runs")
 @click.option("--boot-loader", is_flag=True, help="boot through the image's boot loader")
 @click.option("--do-not-start", is_flag=True, help="leave it stopped")
-@click.option(
-    "--probe-port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="then wait until this TCP port opens",
-)
-@click.option("--probe-timeout", type=Duration(), default="5m", show_default=True)
-@click.option("--trace-metadata", is_flag=True, help="show what the guest asks for, until it is up")
+@boot_options
 @click.option(
     "--format",
     "output",
@@ -87,12 +74,12 @@ def command(target: Target, /, **options: Any) -> None:
     async def work() -> Created:
         async with transcript.running():
             return await create(
-                connector(target), target.host_port, request, user_data, after, transcript.line
+                connector(target), target.address, request, user_data, after, transcript.line
             )
 
     created = run(work())
     if options["output"] == "json":
-        print(json.dumps(as_record(created, wall, cpu)))
+        print(msgspec.json.encode(as_record(created, wall, cpu)).decode())
     else:
         print(created.ip)
 

@@ -89,8 +89,9 @@ def _measure(root: Path, place: Path, turns: int, json_file: Path | None) -> dic
                 samples[name].append(seconds)
             if name == "ours":
                 fsync.append(_fsync(path))
-                if turn in {-1, turns - 1}:
-                    _check(path)
+                _check(path)
+                if turn == turns - 1:
+                    _compare(path, root, place)
             path.unlink()
         if turn >= 0:
             print("  ".join(f"{n} {s[-1] * 1000:7.1f} ms" for n, s in samples.items()), flush=True)
@@ -182,6 +183,7 @@ def _fsync(path: Path) -> float:
 
 
 def _check(path: Path) -> None:
+    """Raises unless ``e2fsck -fn`` finds nothing; tells its summary."""
     done = subprocess.run(
         ["e2fsck", "-fn", f"{path}?offset={PARTITION_OFFSET}"],
         capture_output=True,
@@ -190,6 +192,34 @@ def _check(path: Path) -> None:
     )
     if done.returncode != 0:
         raise RuntimeError(f"e2fsck -fn: {done.stdout}{done.stderr}")
+    print(f"  e2fsck -fn: {done.stdout.splitlines()[-1].partition(': ')[2]}", file=sys.stderr)
+
+
+_COMPARE: Final = """
+mount -o ro,loop,offset="$1" "$2" "$4"
+rsync -aHAXnc --delete --itemize-changes "$3/" "$4/"
+rsync -aHAXnc --delete --itemize-changes "$4/" "$3/"
+"""
+
+
+def _compare(path: Path, root: Path, place: Path) -> None:
+    """Raises unless rsync finds nothing to change, both ways, through the kernel's own mount.
+
+    The mount is in a namespace of its own and goes with it.
+    """
+    mounted = place / "mounted"
+    mounted.mkdir()
+    script = ["sh", "-euc", _COMPARE, "compare", str(PARTITION_OFFSET)]
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", *script, path, root, mounted],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    mounted.rmdir()
+    if done.returncode != 0 or done.stdout:
+        raise RuntimeError(f"rsync -aHAXnc: {done.stdout}{done.stderr}")
+    print("  rsync -aHAXnc --delete --itemize-changes, both ways: nothing", file=sys.stderr)
 
 
 _CHILD: Final = """

@@ -96,12 +96,12 @@ class Connection(Stream):
         if self.json:
             return await self._decode_json(cast("json_coder.Decoder", decoder), type_)
         while True:
-            message = await self._gob_message()
-            if len(message) > THREAD_SIZE:
-                value = await asyncio.to_thread(_feed_and_decode, decoder, message, type_)
+            size = await self._gob_message()
+            parts = await self.read_parts(size)
+            if size > THREAD_SIZE:
+                value = await asyncio.to_thread(_feed_and_decode, decoder, parts, type_)
             else:
-                decoder.feed(message)
-                value = decoder.decode(type_)
+                value = _feed_and_decode(decoder, parts, type_)
             if value is not NEED_MORE:
                 return value
 
@@ -130,25 +130,24 @@ class Connection(Stream):
             if self._buffer.startswith(b"\n"):
                 self.skip(1)
 
-    async def _gob_message(self) -> bytes:
-        """The next length-prefixed message, whole."""
+    async def _gob_message(self) -> int:
+        """The size of the next length-prefixed message, with its prefix."""
         while (lengths := gob.message_length(self._buffer)) is NEED_MORE:
             if not await self.more(stall=True):
                 raise self._closed("in the middle of a value" if self._buffer else "")
         header, body = lengths
         if body > self.limits.message:
             raise gob.GobError(what=f"a message of {body} bytes")
-        return await self.read_exactly(header + body)
+        return header + body
 
     async def _decode_json(self, decoder: "json_coder.Decoder", type_: type[T]) -> T:
         while True:
             data = bytes(self._buffer)
             self._buffer.clear()
             if len(data) > THREAD_SIZE:
-                value = await asyncio.to_thread(_feed_and_decode, decoder, data, type_)
+                value = await asyncio.to_thread(_feed_and_decode, decoder, [data], type_)
             else:
-                decoder.feed(data)
-                value = decoder.decode(type_)
+                value = _feed_and_decode(decoder, [data], type_)
             if value is not NEED_MORE:
                 break
             if not await self.more(stall=True):
@@ -158,8 +157,8 @@ class Connection(Stream):
         return value
 
 
-def _feed_and_decode(decoder: Decoder, data: bytes, type_: type[T]) -> T | NeedMoreType:
-    decoder.feed(data)
+def _feed_and_decode(decoder: Decoder, parts: list[bytes], type_: type[T]) -> T | NeedMoreType:
+    decoder.feed(b"".join(parts))
     return decoder.decode(type_)
 
 

@@ -192,16 +192,19 @@ cdef int _refuse(object node, object value) except -1:
 
 
 cdef class _Writer:
-    """Writes one type; sub-classes say how."""
+    """Writes one type: of itself it refuses every value, sub-classes know theirs."""
 
     cdef object node
+
+    def __cinit__(self, object node):
+        self.node = node
 
     cdef bint empty(self, object value) except -1:
         """Whether a field of this value is left out."""
         return not value
 
     cdef int write(self, _Output out, object value) except -1:
-        raise NotImplementedError
+        return _refuse(self.node, value)
 
 
 cdef class _BoolWriter(_Writer):
@@ -214,6 +217,9 @@ cdef class _BoolWriter(_Writer):
 
 cdef class _IntWriter(_Writer):
     cdef int bits
+
+    def __cinit__(self, object node):
+        self.bits = node.bits
 
     cdef int write(self, _Output out, object value) except -1:
         cdef int64_t number
@@ -231,6 +237,9 @@ cdef class _IntWriter(_Writer):
 
 cdef class _UintWriter(_Writer):
     cdef int bits
+
+    def __cinit__(self, object node):
+        self.bits = node.bits
 
     cdef int write(self, _Output out, object value) except -1:
         cdef uint64_t number
@@ -326,6 +335,9 @@ cdef class _HashWriter(_Writer):
 cdef class _ListWriter(_Writer):
     cdef _Writer elem
 
+    def __cinit__(self, object node):
+        self.elem = _writer(node.elem)
+
     cdef int write(self, _Output out, object value) except -1:
         if not isinstance(value, (list, tuple)):
             _refuse(self.node, value)
@@ -344,6 +356,10 @@ cdef class _MapWriter(_Writer):
 
     cdef _Writer key
     cdef _Writer elem
+
+    def __cinit__(self, object node):
+        self.key = _writer(node.key)
+        self.elem = _writer(node.elem)
 
     cdef int write(self, _Output out, object value) except -1:
         if not isinstance(value, dict):
@@ -367,6 +383,12 @@ cdef class _StructWriter(_Writer):
     cdef list attributes
     cdef list writers
     cdef list nullable
+
+    def __cinit__(self, object node):
+        self.cls = node.cls
+        self.attributes = [field.attribute for field in node.fields]
+        self.writers = [_writer(field.node) for field in node.fields]
+        self.nullable = [field.nullable for field in node.fields]
 
     cdef bint empty(self, object value) except -1:
         return False
@@ -395,6 +417,11 @@ cdef class _InterfaceWriter(_Writer):
     """A registered name, the type id, a length and the value; definitions come in between."""
 
     cdef dict members
+
+    def __cinit__(self, object node):
+        self.members = {
+            member.cls: (name.encode(), member) for name, member in node.members.items()
+        }
 
     cdef bint empty(self, object value) except -1:
         return value is None
@@ -432,6 +459,12 @@ cdef class _InterfaceWriter(_Writer):
 
 cdef class _TreeWriter(_Writer):
     cdef list kinds
+
+    def __cinit__(self, object node):
+        members = node.fields[0].node.elem.members
+        self.kinds = [
+            members[(<const char *>gob_tree_names[i]).decode()] for i in range(GOB_TREE_KINDS)
+        ]
 
     cdef bint empty(self, object value) except -1:
         return False
@@ -481,63 +514,20 @@ cdef class _TreeWriter(_Writer):
         return 0
 
 
+cdef dict _CLASSES = {
+    "bool": _BoolWriter, "int": _IntWriter, "uint": _UintWriter, "enum": _UintWriter,
+    "string": _StringWriter, "bytes": _BytesWriter, "ip": _IpWriter, "time": _TimeWriter,
+    "hash": _HashWriter, "list": _ListWriter, "map": _MapWriter, "struct": _StructWriter,
+    "interface": _InterfaceWriter, "tree": _TreeWriter,
+}
 cdef dict _writers = {}
 
 
 cdef _Writer _writer(object node):
     found = _writers.get(node)
     if found is None:
-        found = _writers[node] = _compile_writer(node)
+        found = _writers[node] = _CLASSES[node.kind](node)
     return <_Writer>found
-
-
-cdef _Writer _compile_writer(object node):
-    cdef _Writer made
-    kind = node.kind
-    if kind == "bool":
-        made = _BoolWriter.__new__(_BoolWriter)
-    elif kind == "int":
-        made = _IntWriter.__new__(_IntWriter)
-        (<_IntWriter>made).bits = node.bits
-    elif kind in ("uint", "enum"):
-        made = _UintWriter.__new__(_UintWriter)
-        (<_UintWriter>made).bits = node.bits
-    elif kind == "string":
-        made = _StringWriter.__new__(_StringWriter)
-    elif kind == "bytes":
-        made = _BytesWriter.__new__(_BytesWriter)
-    elif kind == "ip":
-        made = _IpWriter.__new__(_IpWriter)
-    elif kind == "time":
-        made = _TimeWriter.__new__(_TimeWriter)
-    elif kind == "hash":
-        made = _HashWriter.__new__(_HashWriter)
-    elif kind == "list":
-        made = _ListWriter.__new__(_ListWriter)
-        (<_ListWriter>made).elem = _writer(node.elem)
-    elif kind == "map":
-        made = _MapWriter.__new__(_MapWriter)
-        (<_MapWriter>made).key = _writer(node.key)
-        (<_MapWriter>made).elem = _writer(node.elem)
-    elif kind == "struct":
-        made = _StructWriter.__new__(_StructWriter)
-        (<_StructWriter>made).cls = node.cls
-        (<_StructWriter>made).attributes = [field.attribute for field in node.fields]
-        (<_StructWriter>made).writers = [_writer(field.node) for field in node.fields]
-        (<_StructWriter>made).nullable = [field.nullable for field in node.fields]
-    elif kind == "interface":
-        made = _InterfaceWriter.__new__(_InterfaceWriter)
-        (<_InterfaceWriter>made).members = {
-            member.cls: (name.encode(), member) for name, member in node.members.items()
-        }
-    else:
-        made = _TreeWriter.__new__(_TreeWriter)
-        members = node.fields[0].node.elem.members
-        (<_TreeWriter>made).kinds = [
-            members[(<const char *>gob_tree_names[i]).decode()] for i in range(GOB_TREE_KINDS)
-        ]
-    made.node = node
-    return made
 
 
 cdef class Encoder:

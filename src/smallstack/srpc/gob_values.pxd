@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from smallstack.srpc.gob_c cimport gob_cursor, gob_field, gob_type, gob_types
+from smallstack.srpc.gob_c cimport gob_cursor, gob_field, gob_types
 
 cdef int fail(int result) except -1
 cdef int check(int result) except -1
@@ -14,8 +14,6 @@ cdef class Table:
 
     cdef str name_of(self, uint32_t index)
     cdef Reader reader(self, object node, uint32_t index)
-    cdef Reader compile(self, object node, uint32_t index)
-    cdef Reader compile_struct(self, object node, gob_type *type)
 
 
 cdef class Input:
@@ -31,4 +29,6 @@ cdef class Input:
 
 
 cdef class Reader:
+    cdef uint32_t type
+
     cdef object read(self, Input data)

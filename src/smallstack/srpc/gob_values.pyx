@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-# distutils: sources = csrc/gob.c csrc/gob_tree_read.c
+# distutils: sources = csrc/gob.c csrc/gob_tree_read.c csrc/gob_tree_link.c
 """Reading gob values: one reader for each pair of a message's type and a peer's.
 
 All reading goes over contiguous bytes in which no definitions are left; see ``gob_decoder``.
@@ -82,91 +82,13 @@ cdef class Table:
         key = (node, index)
         found = self.readers.get(key)
         if found is None:
-            found = self.compile(node, index)
-            self.readers[key] = found
+            wanted, made = _READERS[node.kind]
+            if index >= self.types.count:
+                fail(GOB_E_TYPE)
+            if self.types.type[index].kind != <uint32_t>wanted:
+                raise GobError(what=f"{node.go} is sent as {self.name_of(index)}")
+            found = self.readers[key] = made(self, node, index)
         return <Reader>found
-
-    cdef Reader compile(self, object node, uint32_t index):
-        cdef gob_type *type
-        cdef Reader made
-        cdef uint32_t wanted = _WIRE_KINDS[node.kind]
-        if index >= self.types.count:
-            fail(GOB_E_TYPE)
-        type = &self.types.type[index]
-        if type.kind != wanted:
-            raise GobError(what=f"{node.go} is sent as {self.name_of(index)}")
-        kind = node.kind
-        if kind == "bool":
-            made = _BoolReader.__new__(_BoolReader)
-        elif kind == "int":
-            made = _IntReader.__new__(_IntReader)
-            (<_IntReader>made).bits = node.bits
-        elif kind == "uint":
-            made = _UintReader.__new__(_UintReader)
-            (<_UintReader>made).bits = node.bits
-        elif kind == "enum":
-            made = _EnumReader.__new__(_EnumReader)
-            (<_EnumReader>made).cls = node.cls
-            (<_EnumReader>made).known = {int(member): member for member in node.cls}
-        elif kind == "string":
-            made = _StringReader.__new__(_StringReader)
-        elif kind == "bytes":
-            made = _BytesReader.__new__(_BytesReader)
-        elif kind == "ip":
-            made = _IpReader.__new__(_IpReader)
-        elif kind == "time":
-            made = _TimeReader.__new__(_TimeReader)
-        elif kind == "hash":
-            if type.length != 64 or type.elem != <uint32_t>GOB_UINT:
-                raise GobError(what=f"{node.go} is sent as another array")
-            made = _HashReader.__new__(_HashReader)
-        elif kind == "list":
-            made = _ListReader.__new__(_ListReader)
-            (<_ListReader>made).elem = self.reader(node.elem, type.elem)
-        elif kind == "map":
-            made = _MapReader.__new__(_MapReader)
-            (<_MapReader>made).key = self.reader(node.key, type.key)
-            (<_MapReader>made).elem = self.reader(node.elem, type.elem)
-        elif kind == "struct":
-            made = self.compile_struct(node, type)
-        elif kind == "interface":
-            made = _InterfaceReader.__new__(_InterfaceReader)
-            (<_InterfaceReader>made).members = {
-                name.encode(): member for name, member in node.members.items()
-            }
-        else:
-            made = _TreeReader.__new__(_TreeReader)
-            (<_TreeReader>made).type = index
-        return made
-
-    cdef Reader compile_struct(self, object node, gob_type *type):
-        cdef _StructReader made = _StructReader.__new__(_StructReader)
-        cdef uint32_t f
-        cdef Reader below
-        wanted = {field.wire_name.encode(): field for field in node.fields}
-        if len(wanted) > 64:
-            raise TypeError(f"{node.go} has more than 64 fields")
-        made.cls = node.cls
-        made.names = []
-        made.readers = []
-        made.weight = 1 + len(wanted) // 4
-        made.field_count = type.field_count
-        for f in range(type.field_count):
-            name = PyBytes_FromStringAndSize(<const char *>type.fields[f].name,
-                                             type.fields[f].name_len)
-            field = wanted.pop(name, None)
-            if field is None:
-                below = _SkipReader.__new__(_SkipReader)
-                (<_SkipReader>below).type = type.fields[f].type
-                made.names.append(None)
-            else:
-                try:
-                    below = self.reader(field.node, type.fields[f].type)
-                except GobError as error:
-                    raise GobError(what=f"{node.name}.{field.wire_name}: {error.what}") from None
-                made.names.append(field.attribute)
-            made.readers.append(below)
-        return made
 
 
 cdef dict _KINDS = {
@@ -174,11 +96,6 @@ cdef dict _KINDS = {
     GOB_FLOAT: "a float", GOB_BYTES: "bytes", GOB_STRING: "a string", GOB_COMPLEX: "a complex",
     GOB_INTERFACE: "an interface", GOB_ARRAY: "an array", GOB_SLICE: "a list",
     GOB_STRUCT: "a structure", GOB_MAP: "a map", GOB_OPAQUE: "bytes of its own making",
-}
-cdef dict _WIRE_KINDS = {
-    "bool": GOB_BOOL, "int": GOB_INT, "uint": GOB_UINT, "enum": GOB_UINT, "string": GOB_STRING,
-    "bytes": GOB_BYTES, "ip": GOB_BYTES, "time": GOB_OPAQUE, "hash": GOB_ARRAY, "list": GOB_SLICE,
-    "map": GOB_MAP, "struct": GOB_STRUCT, "tree": GOB_STRUCT, "interface": GOB_INTERFACE,
 }
 
 
@@ -206,14 +123,10 @@ cdef class Input:
 
 
 cdef class Reader:
-    """Reads one type; sub-classes say how."""
+    """Reads past a value of wire type ``index``; sub-classes read it into a node."""
 
-    cdef object read(self, Input data):
-        raise NotImplementedError
-
-
-cdef class _SkipReader(Reader):
-    cdef uint32_t type
+    def __cinit__(self, Table table, object node, uint32_t index):
+        self.type = index
 
     cdef object read(self, Input data):
         check(gob_skip(&data.table.types, self.type, &data.cursor))
@@ -232,6 +145,9 @@ cdef class _BoolReader(Reader):
 cdef class _IntReader(Reader):
     cdef int bits
 
+    def __cinit__(self, Table table, object node, uint32_t index):
+        self.bits = node.bits
+
     cdef object read(self, Input data):
         cdef int64_t value = 0
         check(gob_read_int(&data.cursor, &value))
@@ -242,6 +158,9 @@ cdef class _IntReader(Reader):
 
 cdef class _UintReader(Reader):
     cdef int bits
+
+    def __cinit__(self, Table table, object node, uint32_t index):
+        self.bits = node.bits
 
     cdef object read(self, Input data):
         cdef uint64_t value = 0
@@ -254,6 +173,10 @@ cdef class _UintReader(Reader):
 cdef class _EnumReader(Reader):
     cdef object cls
     cdef dict known
+
+    def __cinit__(self, Table table, object node, uint32_t index):
+        self.cls = node.cls
+        self.known = {int(member): member for member in node.cls}
 
     cdef object read(self, Input data):
         cdef uint64_t value = 0
@@ -337,6 +260,11 @@ cdef class _TimeReader(Reader):
 
 
 cdef class _HashReader(Reader):
+    def __cinit__(self, Table table, object node, uint32_t index):
+        cdef gob_type *type = &table.types.type[index]
+        if type.length != 64 or type.elem != <uint32_t>GOB_UINT:
+            raise GobError(what=f"{node.go} is sent as another array")
+
     cdef object read(self, Input data):
         cdef uint64_t count = 0
         cdef uint8_t raw[64]
@@ -350,6 +278,9 @@ cdef class _HashReader(Reader):
 cdef class _ListReader(Reader):
     cdef Reader elem
 
+    def __cinit__(self, Table table, object node, uint32_t index):
+        self.elem = table.reader(node.elem, table.types.type[index].elem)
+
     cdef object read(self, Input data):
         cdef uint64_t count = data.count(), i
         cdef list made = []
@@ -362,6 +293,10 @@ cdef class _ListReader(Reader):
 cdef class _MapReader(Reader):
     cdef Reader key
     cdef Reader elem
+
+    def __cinit__(self, Table table, object node, uint32_t index):
+        self.key = table.reader(node.key, table.types.type[index].key)
+        self.elem = table.reader(node.elem, table.types.type[index].elem)
 
     cdef object read(self, Input data):
         cdef uint64_t count = data.count(), i
@@ -382,6 +317,31 @@ cdef class _StructReader(Reader):
     cdef uint32_t field_count
     cdef uint64_t last_mask
     cdef tuple last_names
+
+    def __cinit__(self, Table table, object node, uint32_t index):
+        cdef gob_type *type = &table.types.type[index]
+        cdef uint32_t f
+        wanted = {field.wire_name.encode(): field for field in node.fields}
+        if len(wanted) > 64:
+            raise TypeError(f"{node.go} has more than 64 fields")
+        self.cls = node.cls
+        self.names = []
+        self.readers = []
+        self.weight = 1 + len(wanted) // 4
+        self.field_count = type.field_count
+        for f in range(type.field_count):
+            name = PyBytes_FromStringAndSize(<const char *>type.fields[f].name,
+                                             type.fields[f].name_len)
+            field = wanted.pop(name, None)
+            if field is None:
+                self.names.append(None)
+                self.readers.append(Reader(table, None, type.fields[f].type))
+                continue
+            try:
+                self.readers.append(table.reader(field.node, type.fields[f].type))
+            except GobError as error:
+                raise GobError(what=f"{node.name}.{field.wire_name}: {error.what}") from None
+            self.names.append(field.attribute)
 
     cdef object read(self, Input data):
         cdef PyObject *values[64]
@@ -446,6 +406,9 @@ cdef class _InterfaceReader(Reader):
 
     cdef dict members
 
+    def __cinit__(self, Table table, object node, uint32_t index):
+        self.members = {name.encode(): member for name, member in node.members.items()}
+
     cdef object read(self, Input data):
         cdef const uint8_t *text = NULL
         cdef uint64_t length = 0
@@ -466,8 +429,6 @@ cdef class _InterfaceReader(Reader):
 
 cdef class _TreeReader(Reader):
     """A file-system tree, straight into its packed tables."""
-
-    cdef uint32_t type
 
     cdef object read(self, Input data):
         cdef gob_tree tree
@@ -507,6 +468,17 @@ cdef class _TreeReader(Reader):
             )
         finally:
             gob_tree_free(&tree)
+
+
+cdef dict _READERS = {
+    "bool": (GOB_BOOL, _BoolReader), "int": (GOB_INT, _IntReader), "uint": (GOB_UINT, _UintReader),
+    "enum": (GOB_UINT, _EnumReader), "string": (GOB_STRING, _StringReader),
+    "bytes": (GOB_BYTES, _BytesReader), "ip": (GOB_BYTES, _IpReader),
+    "time": (GOB_OPAQUE, _TimeReader), "hash": (GOB_ARRAY, _HashReader),
+    "list": (GOB_SLICE, _ListReader), "map": (GOB_MAP, _MapReader),
+    "struct": (GOB_STRUCT, _StructReader), "tree": (GOB_STRUCT, _TreeReader),
+    "interface": (GOB_INTERFACE, _InterfaceReader),
+}
 
 
 cdef str _tree_fault(gob_tree *tree):

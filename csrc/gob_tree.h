@@ -44,6 +44,13 @@ int gob_tree_read(const struct gob_types *types, uint32_t type, struct gob_curso
                   uint64_t max_inodes, struct gob_tree *tree);
 void gob_tree_free(struct gob_tree *tree);
 
+/* Its second half: the inodes as read, root first, are sorted by number, and the entries' numbers
+ * become indexes. 0, GOB_E_MEMORY or GOB_E_TREE. */
+int gob_tree_link(struct gob_tree *tree);
+/* Notes what is wrong with a tree; GOB_E_TREE. */
+int gob_tree_fault(struct gob_tree *tree, enum ss_tree_fault fault, uint64_t number,
+                   uint32_t entry);
+
 /* How one kind of inode is announced. */
 struct gob_tree_announcement {
     int64_t id;           /* its type id */

@@ -1,6 +1,5 @@
+/* Wire structures into the tables: which field fills what (a plan), then inode by inode. */
 #include "gob_tree.h"
-
-#include <sys/stat.h>
 
 #define MAX_FIELDS 64       /* of the structures read here */
 #define MAX_XATTRS 1024     /* of one inode */
@@ -314,14 +313,6 @@ static int read_slot(struct reader *reader, uint8_t slot, uint32_t type, struct 
     }
 }
 
-static int tree_fault(struct gob_tree *tree, enum ss_tree_fault fault, uint64_t number,
-                      uint32_t entry)
-{
-    tree->problem = (struct ss_tree_problem){.fault = fault, .entry = entry};
-    tree->problem_number = number;
-    return GOB_E_TREE;
-}
-
 /* What a kind says about the rest of an inode. */
 static int settle_inode(struct gob_tree *tree, unsigned kind, struct ss_inode *inode)
 {
@@ -329,13 +320,13 @@ static int settle_inode(struct gob_tree *tree, unsigned kind, struct ss_inode *i
     uint32_t format = inode->mode & S_IFMT;
     if (kind == GOB_TREE_SPECIAL) {
         if (format != S_IFCHR && format != S_IFBLK && format != S_IFIFO && format != S_IFSOCK)
-            return tree_fault(tree, SS_TREE_BAD_MODE, inode->number, 0);
+            return gob_tree_fault(tree, SS_TREE_BAD_MODE, inode->number, 0);
     } else if (kind == GOB_TREE_SYMLINK) {
         inode->mode = S_IFLNK | 0777;
     } else if (format == 0) {
         inode->mode |= types[kind];
     } else if (format != types[kind]) {
-        return tree_fault(tree, SS_TREE_BAD_MODE, inode->number, 0);
+        return gob_tree_fault(tree, SS_TREE_BAD_MODE, inode->number, 0);
     }
     if (kind != GOB_TREE_DIRECTORY && kind != GOB_TREE_SYMLINK)
         inode->flags &= ~(uint32_t)SS_INODE_HAS_MTIME;
@@ -410,71 +401,6 @@ static int read_table(struct reader *reader)
     return result;
 }
 
-struct numbered {
-    uint64_t number;
-    uint32_t index;
-};
-
-static int compare_numbered(const void *left, const void *right)
-{
-    const struct numbered *a = left, *b = right;
-    return (a->number > b->number) - (a->number < b->number);
-}
-
-/* Puts the inodes behind the root into the order of their numbers. */
-static int sort_inodes(struct gob_tree *tree)
-{
-    struct ss_inode *inodes = (struct ss_inode *)tree->inodes.data;
-    size_t count = tree->inodes.len / sizeof *inodes;
-    int sorted = 1;
-    for (size_t i = 2; i < count && sorted; i++)
-        sorted = inodes[i - 1].number < inodes[i].number;
-    if (sorted)
-        return 0;
-    struct numbered *order = malloc(count * sizeof *order);
-    struct ss_inode *moved = malloc(count * sizeof *moved);
-    int result = order && moved ? 0 : GOB_E_MEMORY;
-    if (!result) {
-        for (size_t i = 1; i < count; i++)
-            order[i] = (struct numbered){inodes[i].number, (uint32_t)i};
-        qsort(order + 1, count - 1, sizeof *order, compare_numbered);
-        moved[0] = inodes[0];
-        for (size_t i = 1; i < count && !result; i++) {
-            if (i > 1 && order[i].number == order[i - 1].number)
-                result = tree_fault(tree, SS_TREE_DUPLICATE_INODE, order[i].number, 0);
-            moved[i] = inodes[order[i].index];
-        }
-        memcpy(inodes, moved, count * sizeof *moved);
-    }
-    free(order);
-    free(moved);
-    return result;
-}
-
-/* Turns the entries' inode numbers into indexes. */
-static int resolve_entries(struct gob_tree *tree)
-{
-    const struct ss_inode *inodes = (const struct ss_inode *)tree->inodes.data;
-    uint32_t count = (uint32_t)(tree->inodes.len / sizeof *inodes);
-    struct ss_entry *entries = (struct ss_entry *)tree->entries.data;
-    const uint64_t *numbers = (const uint64_t *)tree->numbers.data;
-    size_t names = tree->entries.len / sizeof *entries;
-    for (size_t i = 0; i < names; i++) {
-        uint32_t low = 1, high = count;
-        while (low < high) {
-            uint32_t middle = low + (high - low) / 2;
-            if (inodes[middle].number < numbers[i])
-                low = middle + 1;
-            else
-                high = middle;
-        }
-        if (low >= count || inodes[low].number != numbers[i])
-            return tree_fault(tree, SS_TREE_NO_INODE, numbers[i], (uint32_t)i);
-        entries[i].inode = low;
-    }
-    return 0;
-}
-
 int gob_tree_read(const struct gob_types *types, uint32_t type, struct gob_cursor *in,
                   uint64_t max_inodes, struct gob_tree *tree)
 {
@@ -523,8 +449,7 @@ int gob_tree_read(const struct gob_types *types, uint32_t type, struct gob_curso
     if ((root.mode & S_IFMT) == 0)
         root.mode |= S_IFDIR;
     memcpy(tree->inodes.data, &root, sizeof root);
-    result = sort_inodes(tree);
-    return result ? result : resolve_entries(tree);
+    return gob_tree_link(tree);
 }
 
 void gob_tree_free(struct gob_tree *tree)

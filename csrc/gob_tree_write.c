@@ -55,84 +55,62 @@ static void put_xattrs(struct gob_buffer *out, int *at, int field, const struct 
     }
 }
 
-static void put_directory(struct gob_buffer *out, const struct ss_inode *inode,
-                          const struct ss_inode *inodes, const struct ss_entry *entries,
-                          const uint8_t *blob)
+/* Directories and symlinks have a time that may be unknown: then neither part of it is there. */
+static void put_mtime(struct gob_buffer *out, int *at, int field, const struct ss_inode *inode,
+                      int may_lack)
 {
-    int at = -1, known = (inode->flags & SS_INODE_HAS_MTIME) != 0;
-    if (inode->entry_count) {
-        step(out, &at, 0);
-        gob_write_uint(out, inode->entry_count);
-        for (uint32_t i = 0; i < inode->entry_count; i++) {
-            const struct ss_entry *entry = &entries[inode->first_entry + i];
-            int below = -1;
-            put_string(out, &below, 0, blob + entry->name_off, entry->name_len);
-            put_uint(out, &below, 1, inodes[entry->inode].number);
-            gob_write_uint(out, 0);
-        }
+    if (may_lack && !(inode->flags & SS_INODE_HAS_MTIME))
+        return;
+    put_int(out, at, field, inode->mtime_nsec, 0);
+    put_int(out, at, field + 1, inode->mtime_sec, may_lack && inode->mtime_nsec == 0);
+}
+
+static void put_entries(struct gob_buffer *out, int *at, int field, const struct ss_inode *inode,
+                        const struct ss_inode *inodes, const struct ss_entry *entries,
+                        const uint8_t *blob)
+{
+    if (inode->entry_count == 0)
+        return;
+    step(out, at, field);
+    gob_write_uint(out, inode->entry_count);
+    for (uint32_t i = 0; i < inode->entry_count; i++) {
+        const struct ss_entry *entry = &entries[inode->first_entry + i];
+        int below = -1;
+        put_string(out, &below, 0, blob + entry->name_off, entry->name_len);
+        put_uint(out, &below, 1, inodes[entry->inode].number);
+        gob_write_uint(out, 0);
     }
-    put_uint(out, &at, 2, inode->mode);
-    put_uint(out, &at, 3, inode->uid);
-    put_uint(out, &at, 4, inode->gid);
-    if (known) {
-        put_int(out, &at, 5, inode->mtime_nsec, 0);
-        put_int(out, &at, 6, inode->mtime_sec, inode->mtime_nsec == 0);
+}
+
+/* An inode of any kind: each has some of these fields, numbered in this order. */
+static void put_inode(struct gob_buffer *out, enum gob_tree_kind kind, const struct ss_inode *inode,
+                      const struct ss_inode *inodes, const struct ss_entry *entries,
+                      const uint8_t *blob)
+{
+    int at = -1, field = 0;
+    if (kind == GOB_TREE_DIRECTORY) {
+        put_entries(out, &at, field, inode, inodes, entries, blob);
+        field += 2; /* upstream's map of the entries by name comes next; it is never sent */
     }
-    put_xattrs(out, &at, 7, inode, blob);
-    gob_write_uint(out, 0);
-}
-
-static void put_regular(struct gob_buffer *out, const struct ss_inode *inode, const uint8_t *blob)
-{
-    int at = -1;
-    put_uint(out, &at, 0, inode->mode);
-    put_uint(out, &at, 1, inode->uid);
-    put_uint(out, &at, 2, inode->gid);
-    put_int(out, &at, 3, inode->mtime_nsec, 0);
-    put_int(out, &at, 4, inode->mtime_sec, 0);
-    put_uint(out, &at, 5, inode->size);
-    step(out, &at, 6);
-    gob_write_uint(out, SS_HASH_SIZE);
-    gob_write_byte_array(out, inode->hash, SS_HASH_SIZE);
-    put_xattrs(out, &at, 7, inode, blob);
-    gob_write_uint(out, 0);
-}
-
-static void put_computed(struct gob_buffer *out, const struct ss_inode *inode, const uint8_t *blob)
-{
-    int at = -1;
-    put_uint(out, &at, 0, inode->mode);
-    put_uint(out, &at, 1, inode->uid);
-    put_uint(out, &at, 2, inode->gid);
-    put_string(out, &at, 3, blob + inode->data_off, inode->data_len);
-    put_xattrs(out, &at, 4, inode, blob);
-    gob_write_uint(out, 0);
-}
-
-static void put_symlink(struct gob_buffer *out, const struct ss_inode *inode, const uint8_t *blob)
-{
-    int at = -1;
-    put_uint(out, &at, 0, inode->uid);
-    put_uint(out, &at, 1, inode->gid);
-    put_string(out, &at, 2, blob + inode->data_off, inode->data_len);
-    if (inode->flags & SS_INODE_HAS_MTIME) {
-        put_int(out, &at, 3, inode->mtime_nsec, 0);
-        put_int(out, &at, 4, inode->mtime_sec, inode->mtime_nsec == 0);
+    if (kind != GOB_TREE_SYMLINK)
+        put_uint(out, &at, field++, inode->mode);
+    put_uint(out, &at, field++, inode->uid);
+    put_uint(out, &at, field++, inode->gid);
+    if (kind == GOB_TREE_COMPUTED || kind == GOB_TREE_SYMLINK)
+        put_string(out, &at, field++, blob + inode->data_off, inode->data_len);
+    if (kind != GOB_TREE_COMPUTED) {
+        put_mtime(out, &at, field, inode, kind == GOB_TREE_DIRECTORY || kind == GOB_TREE_SYMLINK);
+        field += 2;
     }
-    put_xattrs(out, &at, 5, inode, blob);
-    gob_write_uint(out, 0);
-}
-
-static void put_special(struct gob_buffer *out, const struct ss_inode *inode, const uint8_t *blob)
-{
-    int at = -1;
-    put_uint(out, &at, 0, inode->mode);
-    put_uint(out, &at, 1, inode->uid);
-    put_uint(out, &at, 2, inode->gid);
-    put_int(out, &at, 3, inode->mtime_nsec, 0);
-    put_int(out, &at, 4, inode->mtime_sec, 0);
-    put_uint(out, &at, 5, inode->rdev);
-    put_xattrs(out, &at, 6, inode, blob);
+    if (kind == GOB_TREE_REGULAR) {
+        put_uint(out, &at, field++, inode->size);
+        step(out, &at, field++);
+        gob_write_uint(out, SS_HASH_SIZE);
+        gob_write_byte_array(out, inode->hash, SS_HASH_SIZE);
+    }
+    if (kind == GOB_TREE_SPECIAL)
+        put_uint(out, &at, field++, inode->rdev);
+    put_xattrs(out, &at, field, inode, blob);
     gob_write_uint(out, 0);
 }
 
@@ -155,23 +133,7 @@ int gob_tree_write(const struct ss_inode *inodes, uint32_t inode_count,
         enum gob_tree_kind kind = gob_tree_kind_of(inode);
         struct gob_tree_announcement *announced = &kinds[kind];
         value.len = 0;
-        switch (kind) {
-        case GOB_TREE_DIRECTORY:
-            put_directory(&value, inode, inodes, entries, blob);
-            break;
-        case GOB_TREE_REGULAR:
-            put_regular(&value, inode, blob);
-            break;
-        case GOB_TREE_COMPUTED:
-            put_computed(&value, inode, blob);
-            break;
-        case GOB_TREE_SYMLINK:
-            put_symlink(&value, inode, blob);
-            break;
-        default:
-            put_special(&value, inode, blob);
-            break;
-        }
+        put_inode(&value, kind, inode, inodes, entries, blob);
         gob_write_uint(message, inode->number);
         gob_write_bytes(message, gob_tree_names[kind], strlen(gob_tree_names[kind]));
         if (announced->first) {
@@ -188,7 +150,7 @@ int gob_tree_write(const struct ss_inode *inodes, uint32_t inode_count,
     put_uint(message, &at, 2, total_data_bytes);
     put_uint(message, &at, 3, directory_count);
     step(message, &at, 4);
-    put_directory(message, &inodes[0], inodes, entries, blob);
+    put_inode(message, GOB_TREE_DIRECTORY, &inodes[0], inodes, entries, blob);
     gob_write_uint(message, 0);
     int failed = value.failed || message->failed || done->failed;
     gob_buffer_free(&value);

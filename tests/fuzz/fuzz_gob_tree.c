@@ -1,4 +1,4 @@
-/* sources: csrc/gob.c csrc/gob_tree_read.c csrc/gob_tree_write.c csrc/tree_check.c */
+/* sources: csrc/gob.c csrc/gob_tree_read.c csrc/gob_tree_link.c csrc/gob_tree_write.c csrc/tree_check.c */
 /* gob streams through the C layer alone: definitions, the search for a value's end, and
  * file-system trees, which are checked, written and read again. */
 #include "gob_tree.h"

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from bench.debian import cache_directory, debian_root
 from bench.results import finish, median, spread
+from smallstack.control.namespace import private_mounts_command
 from smallstack.images.build import StoreSink, from_directory
 from smallstack.objects.store import ObjectStore
 from smallstack.proto.filesystem import FileSystem
@@ -211,7 +212,7 @@ def _compare(path: Path, root: Path, place: Path) -> None:
     mounted.mkdir()
     script = ["sh", "-euc", _COMPARE, "compare", str(PARTITION_OFFSET)]
     done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", *script, path, root, mounted],
+        private_mounts_command([*script, str(path), str(root), str(mounted)]),
         capture_output=True,
         text=True,
         check=False,

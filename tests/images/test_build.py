@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from smallstack.control.namespace import private_mounts_command
 from smallstack.images.build import Report, ShortFileError, StoreSink, chunks, from_directory
 from smallstack.images.decompress import Readable
 from smallstack.images.errors import SourceError
@@ -162,7 +163,7 @@ def test_mounted_file_systems_stay_empty_and_loops_are_errors(tmp_path: Path) ->
         'mount --bind "$0/dir" "$0/dir/inner" && "$1" -c "$2" "$0"'
     )
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, str(root), sys.executable, code],
+        private_mounts_command(["sh", "-c", script, str(root), sys.executable, code]),
         capture_output=True,
         text=True,
         check=False,

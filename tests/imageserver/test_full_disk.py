@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from smallstack.control.namespace import private_mounts_command
+
 PROGRAM = """
 import asyncio, os, sys
 from pathlib import Path
@@ -84,7 +86,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
     script = 'mount -o loop "$0" "$1" && exec "$2" -c "$3" "$1" "$4"'
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, image, mount, sys.executable, PROGRAM, source],
+        private_mounts_command(
+            ["sh", "-c", script, str(image), str(mount), sys.executable, PROGRAM, str(source)]
+        ),
         capture_output=True,
         text=True,
         check=False,

@@ -153,7 +153,7 @@ class Cut:
         self.cuts = 0
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up, down = await asyncio.open_connection("localhost", IMAGE_PORT)
+        up, down = await asyncio.open_connection("127.0.0.1", IMAGE_PORT)
         tasks = [
             asyncio.create_task(self._pass_on(reader, down, 1 << 40)),
             asyncio.create_task(self._pass_on(up, writer, self.limit)),
@@ -180,7 +180,7 @@ async def test_image_server_cut_in_mid_transfer(bare_cloud: Cloud, limit: int) -
     """In the handshake, in the tree, in the objects. The next create goes on with what came."""
     cloud = bare_cloud
     cut = Cut(limit)
-    relay = await asyncio.start_server(cut, "localhost", 7971)
+    relay = await asyncio.start_server(cut, "127.0.0.1", 7971)
     cloud.image_address = "localhost:7971"
     await cloud.start_hypervisor()
     await cloud.set_up()

@@ -2,7 +2,6 @@
 # systemd-networkd on eth0 of this network namespace, until it is bound; then what it got.
 # usage: networkd.sh LOG, in a mount namespace of its own
 set -eu
-mount --make-rprivate /
 mount -t tmpfs tmpfs /run
 # networkd waits for udev unless /sys is read-only, as in a container.
 mount -t sysfs -o ro sysfs /sys

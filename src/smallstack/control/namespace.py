@@ -6,7 +6,6 @@ with the last of them the network namespace goes, with its bridges, taps and rul
 """
 
 import ctypes
-import errno
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from smallstack.telemetry.errors import SmallStackError
 
+CLONE_NEWNS = 0x20000  # <sched.h>
 # <sys/mount.h>
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
 INSIDE = "SMALLSTACK_NAMESPACE"
@@ -33,7 +33,8 @@ def unshare_command(command: Sequence[str]) -> list[str]:
         "--fork",
         "--kill-child",
         "--mount",
-        # In a chroot "/" is no mount point, and unshare's own change of propagation fails there.
+        # In a chroot "/" is no mount point, and unshare's own change of propagation fails there:
+        # make_mounts_private.
         "--propagation",
         "unchanged",
         "--",
@@ -87,9 +88,7 @@ def prepare(private: Path | None = None, size_mib: int = 0) -> None:
     ``private``, if given, becomes an empty directory in memory of at most ``size_mib`` MiB, which
     vanishes with the namespace. Raises NamespaceError.
     """
-    for mount_point in _mount_points():
-        # One by one and not "/" recursively: see unshare_command.
-        _mount(None, mount_point, None, MS_PRIVATE, ignore=(errno.EINVAL, errno.ENOENT))
+    make_mounts_private()
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     if private:
         private.mkdir(parents=True, exist_ok=True)
@@ -97,26 +96,41 @@ def prepare(private: Path | None = None, size_mib: int = 0) -> None:
     _loopback_up()
 
 
-def _mount_points() -> list[str]:
-    text = Path("/proc/self/mountinfo").read_bytes()
-    return [
-        line.split(b" ")[4].decode("unicode_escape").encode("latin-1").decode(errors="replace")
-        for line in text.splitlines()
-    ]
+def private_mounts_command(command: Sequence[str]) -> list[str]:
+    """The argument vector that runs ``command`` where its mounts reach nobody and die with it."""
+    own = [sys.executable, "-m", "smallstack.control.namespace"]
+    return ["unshare", "--mount", "--propagation", "unchanged", "--", *own, *command]
+
+
+def make_mounts_private() -> None:
+    """In a mount namespace of one's own, also in a chroot: what is mounted from now on stays here.
+
+    The mount that a chroot lies on has no path inside it. Entering the namespace that one is in
+    already leads to its true root, from where every mount can be reached. Raises NamespaceError;
+    the process must have one thread.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    root, here = (os.open(path, os.O_PATH | os.O_DIRECTORY) for path in ("/", "."))
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    try:
+        if libc.setns(own, CLONE_NEWNS):
+            reason = os.strerror(ctypes.get_errno())
+            raise NamespaceError(what="reach the root of the mounts", reason=reason)
+        _mount(None, "/", None, MS_REC | MS_PRIVATE)
+        os.fchdir(root)
+        os.chroot(".")
+        os.fchdir(here)
+    finally:
+        for fd in (root, here, own):
+            os.close(fd)
 
 
 def _mount(
-    source: str | None,
-    target: str,
-    kind: str | None,
-    flags: int,
-    data: str | None = None,
-    ignore: Sequence[int] = (),
+    source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
 ) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     arguments = [None if text is None else text.encode() for text in (source, target, kind)]
-    failed = libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() if data else None)
-    if failed and ctypes.get_errno() not in ignore:
+    if libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() if data else None):
         reason = os.strerror(ctypes.get_errno())
         raise NamespaceError(what=f"mount {kind or 'privately'} on {target}", reason=reason)
 
@@ -131,3 +145,8 @@ def _loopback_up() -> None:
         request = struct.pack("16sH22x", b"lo", 0)
         flags = struct.unpack_from("H", fcntl.ioctl(sock, 0x8913, request), 16)[0]
         fcntl.ioctl(sock, 0x8914, struct.pack("16sH22x", b"lo", flags | 1))
+
+
+if __name__ == "__main__":
+    make_mounts_private()
+    os.execvp(sys.argv[1], sys.argv[1:])

@@ -1,8 +1,7 @@
 """One TCP connection as a bounded stream of bytes, plain or TLS, for either side.
 
-An asyncio Protocol turned into ``await read…`` and ``write…; await flush``. TLS is done here, over
-memory buffers, rather than by the loop: it can start in the middle of a stream with bytes already
-read, in either loop, and its alerts and limits are in our hands.
+An asyncio Protocol turned into ``await read…`` and ``write…; await flush``. TLS may start in its
+middle (``tls``), and a connection may be handed over to another protocol (``transport``).
 
 ::
 
@@ -27,6 +26,7 @@ from smallstack.srpc.errors import (
     PeerStalledError,
     TlsError,
 )
+from smallstack.srpc.tls import SLICE, TlsSession, tls_reason
 
 T = TypeVar("T")
 READ_HIGH: Final = 256 * 1024
@@ -35,7 +35,6 @@ KEEP_ALIVE_SECONDS: Final = 300
 TLS_TIMEOUT: Final = 60.0
 STALL_TIMEOUT: Final = 60.0
 LINGER_TIMEOUT: Final = 2.0
-_SLICE: Final = 64 * 1024
 _TURN: Final = 256 * 1024
 MAX_LINE: Final = 64 * 1024
 
@@ -75,10 +74,7 @@ class Stream(asyncio.Protocol):
         self._writer: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._lost: asyncio.Future[None] | None = None
-        self._tls: ssl.SSLObject | None = None
-        self._tls_ready = False
-        self._incoming: ssl.MemoryBIO | None = None
-        self._outgoing: ssl.MemoryBIO | None = None
+        self._tls: TlsSession | None = None
         self._sink: asyncio.Protocol | None = None
 
     # What the transport calls.
@@ -94,12 +90,12 @@ class Stream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes came in."""
         self._received += len(data)
-        if self._incoming is None:
+        if self._tls is None:
             self._buffer += data
         else:
-            self._incoming.write(data)
-            if self._tls_ready:
-                self._decrypt()
+            self._tls.feed(data)
+            if self._tls.ready:
+                self._decrypt(self._tls)
         if self._sink is not None:
             self._feed_sink()
             return
@@ -216,7 +212,7 @@ class Stream(asyncio.Protocol):
         """Queue bytes; they are sent at the next flush, or before when there are many."""
         self._pending.append(data)
         self._pending_size += len(data)
-        if self._pending_size > _SLICE:
+        if self._pending_size > SLICE:
             self.push()
 
     async def flush(self) -> None:
@@ -336,6 +332,8 @@ class Stream(asyncio.Protocol):
         self._resume()
         data, ended = self._take(len(self._buffer)), self._eof
         self.push()
+        from smallstack.srpc.transport import StreamTransport  # no client needs it
+
         protocol.connection_made(StreamTransport(self, transport, protocol, facts))
         self._sink = protocol
         if data:
@@ -349,18 +347,16 @@ class Stream(asyncio.Protocol):
     @property
     def tls(self) -> ssl.SSLObject | None:
         """The TLS session, None on a plain stream."""
-        return self._tls
+        return self._tls.ssl if self._tls is not None else None
 
     async def start_tls(
         self, context: ssl.SSLContext, server_side: bool, timeout: float = TLS_TIMEOUT
     ) -> None:
         """Go on in TLS from the next byte, ours and the peer's. Raises TlsError."""
         self.push()
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._incoming.write(self._buffer)
+        tls = self._tls = TlsSession(context, server_side)
+        tls.feed(self._buffer)
         self._buffer.clear()
-        tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
-        self._tls = tls
         try:
             async with asyncio.timeout(timeout):
                 await self._handshake(tls)
@@ -368,56 +364,43 @@ class Stream(asyncio.Protocol):
             self.abort()
             raise TlsError(peer=self.peer_name, detail=f"no answer in {timeout:.0f} s") from None
 
-    async def _handshake(self, tls: ssl.SSLObject) -> None:
+    async def _handshake(self, tls: TlsSession) -> None:
         while True:
             try:
-                tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._send_encrypted()
-                if not await self._more():
-                    raise TlsError(
-                        peer=self.peer_name, detail="it closed the connection in the handshake"
-                    ) from self._error
+                done = tls.handshake()
             except (ssl.SSLError, OSError) as error:
-                self._send_encrypted()  # the alert
                 raise TlsError(peer=self.peer_name, detail=tls_reason(error)) from error
-            else:
+            finally:
+                self._send_encrypted(tls)  # also the alert
+            if done:
                 break
-        self._send_encrypted()
-        self._tls_ready = True
-        self._decrypt()
+            if not await self._more():
+                raise TlsError(
+                    peer=self.peer_name, detail="it closed the connection in the handshake"
+                ) from self._error
+        self._decrypt(tls)
 
-    def _decrypt(self) -> None:
-        tls = self._tls
-        if tls is None or self._eof:
+    def _decrypt(self, tls: TlsSession) -> None:
+        if self._eof:
             return
         try:
-            while data := tls.read(_SLICE):
-                self._buffer += data
-            self._end(None)
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            self._end(None)
+            if tls.decrypt(self._buffer):
+                self._end(None)
         except (ssl.SSLError, OSError) as error:
-            self._send_encrypted()
+            self._send_encrypted(tls)
             self._end(error)
             return
-        if self._outgoing is not None and self._outgoing.pending:
-            self._send_encrypted()  # a key update to answer
+        self._send_encrypted(tls)  # a key update to answer
 
     def _say_farewell(self) -> None:
-        if self._tls is None or not self._tls_ready:
-            return
-        try:
-            self._tls.unwrap()
-        except (ssl.SSLError, OSError, ValueError):
-            pass  # the peer's own word of farewell is not waited for
-        self._send_encrypted()
+        if self._tls is not None and self._tls.ready:
+            self._tls.farewell()
+            self._send_encrypted(self._tls)
 
-    def _send_encrypted(self) -> None:
-        if self._outgoing is not None and self._outgoing.pending and self._transport is not None:
-            self._transport.write(self._outgoing.read())
+    def _send_encrypted(self, tls: TlsSession) -> None:
+        data = tls.outgoing()
+        if data and self._transport is not None:
+            self._transport.write(data)
 
     # The rest.
 
@@ -437,18 +420,12 @@ class Stream(asyncio.Protocol):
             self._transport.write(data)
             return
         try:
-            if len(data) <= _SLICE:
-                self._tls.write(data)
-            else:
-                view = memoryview(data)
-                while view:
-                    self._tls.write(view[:_SLICE])
-                    view = view[_SLICE:]
+            self._tls.encrypt(data)
         except (ssl.SSLError, OSError) as error:
             self._end(error)
             self.abort()
             return
-        self._send_encrypted()
+        self._send_encrypted(self._tls)
 
     def _unsent(self) -> int:
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
@@ -526,81 +503,6 @@ class Stream(asyncio.Protocol):
             self._sink.data_received(data)
 
 
-class StreamTransport(asyncio.Transport):
-    """A stream, plain or TLS, as the transport of another protocol; see `Stream.hand_over`."""
-
-    def __init__(
-        self,
-        stream: Stream,
-        inner: asyncio.Transport,
-        protocol: asyncio.BaseProtocol,
-        facts: dict[str, object],
-    ) -> None:
-        super().__init__({"ssl_object": stream.tls, **facts})
-        self._stream = stream
-        self._inner = inner
-        self._protocol = protocol
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Facts given at the hand-over, ``ssl_object``, and what the socket's transport knows."""
-        found = super().get_extra_info(name)
-        return self._inner.get_extra_info(name, default) if found is None else found
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """The protocol in charge."""
-        return self._protocol
-
-    def is_closing(self) -> bool:
-        """Whether it is closing or closed."""
-        return self._inner.is_closing()
-
-    def is_reading(self) -> bool:
-        """Whether it is reading."""
-        return self._inner.is_reading()
-
-    def pause_reading(self) -> None:
-        """Stop calling data_received."""
-        self._inner.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Go on reading."""
-        self._inner.resume_reading()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes."""
-        self._stream.write(bytes(data))
-        self._stream.push()
-
-    def can_write_eof(self) -> bool:
-        """TLS cannot end one direction only."""
-        return False
-
-    def get_write_buffer_size(self) -> int:
-        """Bytes not yet sent."""
-        return self._inner.get_write_buffer_size()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """When to pause the writer."""
-        self._inner.set_write_buffer_limits(high, low)
-
-    def close(self) -> None:
-        """Send what is queued, then close."""
-        self._stream.close()
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._stream.abort()
-
-
 def _expire(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_exception(TimeoutError())
-
-
-def tls_reason(error: BaseException) -> str:
-    """A few words for what TLS objects to."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {error.verify_message}"
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return str(error.reason).lower().replace("_", " ").removeprefix("tlsv1 alert ")
-    return str(error) or type(error).__name__

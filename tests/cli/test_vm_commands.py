@@ -13,7 +13,7 @@ from smallstack.cli.breakdown import picture, stages, table
 from smallstack.cli.hyper.add_address import make_addresses
 from smallstack.cli.hyper_control import group as hyper_control
 from smallstack.cli.transcript import Transcript
-from smallstack.cli.vm.create_vm import read_overlay
+from smallstack.cli.vm.create_vm import MAX_OVERLAY, read_overlay, read_user_data
 from smallstack.cli.vm.list_vms import parse_tags
 from smallstack.cli.vm_control import COMMANDS
 from smallstack.cli.vm_control import group as vm_control
@@ -101,6 +101,26 @@ def test_tags_and_overlay(tmp_path: Path) -> None:
     (tmp_path / "etc" / "motd").write_bytes(b"hello\n")
     assert read_overlay(tmp_path) == (["/etc"], {"/etc/motd": b"hello\n"})
     assert read_overlay(None) == ([], {})
+
+
+def test_what_has_no_end_is_not_read_to_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        read_user_data(Path("/dev/zero"))
+    assert "user data /dev/zero has over 256 MiB" in capsys.readouterr().err
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    with pytest.raises(SystemExit):
+        read_overlay(tmp_path)
+    assert "neither a directory nor a regular file" in capsys.readouterr().err
+
+
+def test_an_overlay_has_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(MAX_OVERLAY + 1)
+    with pytest.raises(SystemExit):
+        read_overlay(tmp_path)
+    assert "over 32 MiB: make an image" in capsys.readouterr().err
 
 
 def test_transcript_has_time_stamps() -> None:

@@ -49,7 +49,7 @@ def wait_all_gone(pidfds: list[int]) -> None:
 def test_the_whole_demo(environment: dict[str, str], tmp_path: Path) -> None:
     picture = tmp_path / "new" / "demo.png"
     program = tmp_path / "program"
-    program.write_text("#!/bin/sh\necho my-program-runs >/dev/console\n")
+    program.write_text("#!/bin/sh\necho my-program-runs\nexit 3\n")
     links = sorted(os.listdir("/sys/class/net"))  # noqa: PTH208
     done = subprocess.run(
         [*DEMO, "demo", "--picture", str(picture), "--run", str(program), "--count", "2"],
@@ -74,15 +74,27 @@ def test_the_whole_demo(environment: dict[str, str], tmp_path: Path) -> None:
     assert re.search(r"whole process +\d\.\d{3} s +1\.216 s", done.stdout)
     assert "console | smallstack: ready ip=198.51.100." in done.stdout
     assert '"Hostname": "demo"' in done.stdout
+    assert "program | my-program-runs" in done.stdout
+    assert "program | smallstack: /run/user-data ended with status 3" in done.stdout
     assert "<h1>It runs.</h1>" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(os.listdir("/sys/class/net")) == links  # noqa: PTH208
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_outlives_it(environment: dict[str, str], number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "options", "moment"),
+    [
+        (signal.SIGINT, [], "starting VM"),
+        (signal.SIGKILL, [], "starting VM"),
+        # In its last moment before it is noted for `down`.
+        (signal.SIGKILL, ["--keep"], "Port 80 is open"),
+    ],
+)
+def test_nothing_outlives_it(
+    environment: dict[str, str], number: signal.Signals, options: list[str], moment: str
+) -> None:
     demo = subprocess.Popen(
-        [*DEMO, "demo"],
+        [*DEMO, "demo", *options],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -91,7 +103,7 @@ def test_nothing_outlives_it(environment: dict[str, str], number: signal.Signals
     )
     assert demo.stderr
     for line in demo.stderr:
-        if "starting VM" in line:
+        if moment in line:
             break
     below = members(demo.pid)
     pidfds = [os.pidfd_open(pid) for pid in below[1:]]

@@ -9,6 +9,7 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from smallstack.cli.options import fail
 from smallstack.control.namespace import NamespaceError, enter, inside, unshare_command
 
 RUN_PRIVATE = "run"
-LOGS = "logs"
+NOTED = b"noted\n"
+ELF, SCRIPT = b"\x7fELF", b"#!"
 
 
 class Kept(msgspec.Struct):
@@ -69,6 +71,10 @@ def command(
         fail("the demo makes namespaces, a bridge and taps, which needs root: sudo ./dev demo")
     if running := read_kept():
         fail(f"a kept demo is running (process {running.pid}); end it with: {dev()} down")
+    if program:
+        with program.open("rb") as file:
+            if not file.read(len(ELF)).startswith((ELF, SCRIPT)):
+                fail(f"--run {program}: neither a static program nor a script beginning with #!")
     if not keep:
         try:
             enter([sys.executable, *_own_arguments()])
@@ -120,10 +126,14 @@ def _own_arguments() -> list[str]:
 
 
 def _leave_running() -> int:
-    """Start the demo in a session of its own; return when it says how it went."""
-    read_end, write_end = os.pipe()
+    """Start the demo in a session of its own; return when it says how it went.
+
+    The demo stays only when it is told that it was noted for `down`: the end of this process
+    before that, however it comes, ends it.
+    """
+    ours, its = socket.socketpair()
     environment = {**os.environ, "SMALLSTACK_NAMESPACE": "1"}
-    vector = unshare_command([sys.executable, *_own_arguments(), "--status-fd", str(write_end)])
+    vector = unshare_command([sys.executable, *_own_arguments(), "--status-fd", str(its.fileno())])
     # Through pipes: what stays behind must not hold on to the caller's terminal or pipe.
     process = subprocess.Popen(
         vector,
@@ -131,12 +141,12 @@ def _leave_running() -> int:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pass_fds=[write_end],
+        pass_fds=[its.fileno()],
         start_new_session=True,
     )
-    os.close(write_end)
+    its.close()
     try:
-        verdict = _relay(process, read_end)
+        verdict = _relay(process, ours.fileno())
     except KeyboardInterrupt:
         process.kill()
         process.wait()
@@ -148,6 +158,7 @@ def _leave_running() -> int:
     kept = Kept(process.pid, _start_time(process.pid) or 0, int(children[0]))
     kept_file().parent.mkdir(parents=True, exist_ok=True)
     kept_file().write_bytes(msgspec.json.encode(kept))
+    ours.sendall(NOTED)
     _print_next(kept.init_pid, address)
     return 0
 
@@ -174,7 +185,6 @@ def _relay(process: subprocess.Popen[bytes], status: int) -> bytes:
                     outputs[key.fd].flush()
                 else:
                     selector.unregister(key.fd)
-    os.close(status)
     return verdict
 
 

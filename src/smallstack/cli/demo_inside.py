@@ -5,17 +5,21 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 
 from smallstack.cli.breakdown import picture as draw
 from smallstack.cli.breakdown import table
+from smallstack.cli.demo import NOTED
 from smallstack.control.create import Created
 from smallstack.control.namespace import become_init, prepare
 from smallstack.control.sandbox import Sandbox
+from smallstack.srpc.connection import Connection
 from smallstack.telemetry.errors import SmallStackError
 from smallstack.telemetry.timeline import Phase
 
@@ -24,6 +28,9 @@ MEMORY_MIB = 128
 PRIVATE_MIB = 4096
 PORT = 80
 CONSOLE_BYTES = 1 << 20
+PROGRAM_SECONDS = 10
+PROGRAM_ENDED = ("smallstack: /run/user-data ended", "smallstack: /run/user-data was ended")
+"""What the appliance's init says when the program is over."""
 PAGE_BYTES = 1 << 20
 
 
@@ -36,7 +43,8 @@ def run_inside(
 ) -> int:
     """Run the demo inside its namespaces; its exit status.
 
-    With ``status_fd`` (``--keep``) it writes ``up ADDRESS`` there and stays until it is killed.
+    With ``status_fd``, a socket (``--keep``), it writes ``up ADDRESS`` there and, when it has read
+    that this was noted, stays until it is killed.
     """
     become_init()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -72,8 +80,7 @@ async def _demo(
         print(f"\n{table(created, seconds)}\n")
         draw(created, picture)
         _say(f"picture: {picture.absolute()}")
-        for line in await console_word(sandbox, created.ip):
-            print(f"  console | {line}")
+        await show_console(sandbox, created.ip, program is not None)
         if count > 1:
             await _many(sandbox, count - 1)
         sys.stdout.flush()
@@ -81,14 +88,23 @@ async def _demo(
         print(await _page(created.ip), flush=True)
         if status_fd is not None:
             sys.stdout.flush()
-            os.write(status_fd, f"up {created.ip}\n".encode())
-            os.close(status_fd)
-            await asyncio.get_running_loop().create_future()  # until `down`
+            await _stay(socket.socket(fileno=status_fd), created.ip)
     except SmallStackError as error:
         raise sandbox.failed() or error from None
     finally:
         await sandbox.stop()
     return 0
+
+
+async def _stay(status: socket.socket, address: str) -> None:
+    """Say that it is up, and stay until `down` if somebody has noted it."""
+    loop = asyncio.get_running_loop()
+    status.setblocking(False)
+    with status:
+        await loop.sock_sendall(status, f"up {address}\n".encode())
+        if not await loop.sock_recv(status, len(NOTED)):
+            raise DemoError(reason="the command that started it was ended")
+    await loop.create_future()
 
 
 async def _add_image(sandbox: Sandbox) -> None:
@@ -148,22 +164,52 @@ def decode_created(out: bytes) -> Created:
     )
 
 
-async def console_word(sandbox: Sandbox, ip: str) -> list[str]:
-    """The lines that the guest itself printed: that it is ready, and who it was told it is."""
-    wanted = f"smallstack: ready ip={ip}".encode()
-    seen = b""
+async def show_console(sandbox: Sandbox, ip: str, program: bool) -> None:
+    """Print what the guest itself says: that it is ready, who it was told it is, and its program.
+
+    A ``program`` is listened to until it ends, `PROGRAM_SECONDS` at most.
+    """
     async with (
         await sandbox.hypervisor() as client,
         client.connect_serial(ip, 0) as connection,
     ):
-        while wanted not in seen or b"smallstack: identity-end" not in seen:
-            data = await connection.read_some(65536)
-            seen += data
-            if not data or len(seen) > CONSOLE_BYTES:
-                raise DemoError(reason=f"the guest did not say {wanted.decode()!r}")
-    begin, end = b"smallstack: ready", b"smallstack: identity-end"
-    word = seen[seen.index(begin) : seen.index(end) + len(end)].decode(errors="replace")
-    return [line.rstrip() for line in word.splitlines() if line.strip()]
+        lines = _console_lines(connection)
+        wanted = f"smallstack: ready ip={ip}"
+        async for line in lines:
+            if line.startswith(wanted):
+                break
+        else:
+            raise DemoError(reason=f"the guest did not say {wanted!r}")
+        print(f"  console | {line}")
+        async for line in lines:
+            print(f"  console | {line}")
+            if line == "smallstack: identity-end":
+                break
+        else:
+            raise DemoError(reason="the guest did not print its identity document")
+        if not program:
+            return
+        print("  console |", flush=True)
+        try:
+            async with asyncio.timeout(PROGRAM_SECONDS):
+                async for line in lines:
+                    print(f"  program | {line}", flush=True)
+                    if line.startswith(PROGRAM_ENDED):
+                        break
+        except TimeoutError:
+            _say(f"the program goes on; its first {PROGRAM_SECONDS} s were listened to")
+
+
+async def _console_lines(connection: Connection) -> AsyncIterator[str]:
+    """The console's lines that are not empty, from its beginning; ends with the guest."""
+    seen = b""
+    while data := await connection.read_some(65536):
+        *whole, seen = (seen + data).split(b"\n")
+        if len(seen) > CONSOLE_BYTES:
+            raise DemoError(reason=f"a line of over {CONSOLE_BYTES} bytes on the console")
+        for line in whole:
+            if text := line.decode(errors="replace").strip("\r"):
+                yield text
 
 
 async def _many(sandbox: Sandbox, count: int) -> None:

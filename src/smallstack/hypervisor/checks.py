@@ -9,11 +9,9 @@ from smallstack.hypervisor.errors import (
 from smallstack.hypervisor.specs import check_supported
 from smallstack.network.subnets import Caller
 from smallstack.proto.enums import ArchitectureType, VolumeType
-from smallstack.proto.hypervisor.create import CreateVmRequest
+from smallstack.proto.hypervisor.create import MAX_USER_DATA, CreateVmRequest
 from smallstack.proto.kinds import Word
 
-MAX_USER_DATA = 256 << 20
-"""Bytes of user data."""
 MAX_TEXT = 4096
 """Characters of a host name or of kernel options."""
 

@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from smallstack.hypervisor.agent import Agent
-from smallstack.hypervisor.checks import MAX_USER_DATA, announced_bytes
+from smallstack.hypervisor.checks import announced_bytes
 from smallstack.hypervisor.create import Creation, new_journal
 from smallstack.hypervisor.dhcp_wait import DhcpWait
 from smallstack.hypervisor.errors import (
@@ -32,6 +32,7 @@ from smallstack.machine.errors import ConsoleClosedError
 from smallstack.machine.start import CONSOLE
 from smallstack.proto.enums import State
 from smallstack.proto.hypervisor import every as proto
+from smallstack.proto.hypervisor.create import MAX_USER_DATA
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import ConnectionClosedError, PeerStalledError
 from smallstack.srpc.server import Call, Handler

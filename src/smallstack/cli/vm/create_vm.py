@@ -13,8 +13,11 @@ from smallstack.cli.options import Bytes, Duration, Mebibytes, Target, fail, run
 from smallstack.cli.transcript import Transcript
 from smallstack.cli.vm.boot import boot_options
 from smallstack.control.create import After, Created, create
-from smallstack.proto.hypervisor.create import CreateVmRequest
+from smallstack.proto.hypervisor.create import MAX_USER_DATA, CreateVmRequest
 from smallstack.proto.vm import Address, VmInfo
+
+MAX_OVERLAY = 32 << 20
+"""Bytes of all overlay files: they travel in one message."""
 
 
 @click.command("create-vm")
@@ -131,24 +134,38 @@ def read_user_data(path: Path | None) -> bytes:
     if path is None:
         return b""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_USER_DATA + 1)
     except OSError as error:
         fail(f"cannot read user data {path}: {error.strerror}")
+    if len(data) > MAX_USER_DATA:
+        fail(f"user data {path} has over {MAX_USER_DATA >> 20} MiB, which is the most")
+    return data
 
 
 def read_overlay(directory: Path | None) -> tuple[list[str], dict[str, bytes]]:
     """Directories and files below ``directory``, as absolute paths in the guest."""
     if directory is None:
         return [], {}
+    directories: list[str] = []
+    files: dict[str, bytes] = {}
+    left = MAX_OVERLAY
     try:
-        found = sorted(directory.rglob("*"))
-        inner = {"/" + str(path.relative_to(directory)): path for path in found}
-        return (
-            [name for name, path in inner.items() if path.is_dir()],
-            {name: path.read_bytes() for name, path in inner.items() if path.is_file()},
-        )
+        for path in sorted(directory.rglob("*")):
+            name = "/" + str(path.relative_to(directory))
+            if path.is_dir():
+                directories.append(name)
+            elif path.is_file():
+                with path.open("rb") as file:
+                    files[name] = file.read(left + 1)
+                left -= len(files[name])
+                if left < 0:
+                    fail(f"the overlay {directory} has over {MAX_OVERLAY >> 20} MiB: make an image")
+            else:
+                fail(f"the overlay's {path} is neither a directory nor a regular file")
     except OSError as error:
         fail(f"cannot read the overlay {error.filename}: {error.strerror}")
+    return directories, files
 
 
 def as_record(created: Created, wall: float, cpu: float) -> dict[str, Any]:

@@ -2,11 +2,16 @@
 
 # ruff: noqa: RUF012 - msgspec copies an empty list or dict for each instance
 
+from typing import Final
+
 from msgspec import field
 
 from smallstack.proto.hypervisor.base import HypervisorMessage, Reply
 from smallstack.proto.kinds import IP, Duration, Embedded, Int64, Omit, Uint, Uint64
 from smallstack.proto.vm import VmInfo, Volume, VolumeInitialisationInfo
+
+MAX_USER_DATA: Final = 256 << 20
+"""Bytes of user data that a VM can have."""
 
 
 class AcknowledgeVmRequest(HypervisorMessage, kw_only=True):

@@ -19,11 +19,11 @@ from bench import picture
 from bench.floor import Floor
 from bench.results import finish, median, spread
 from smallstack.cli.breakdown import DHCP_ACK, QEMU_EXEC
-from smallstack.cli.demo import cache_directory
 from smallstack.cli.demo_inside import IMAGE, add_image, create_process, run_tool
 from smallstack.control.create import Created
 from smallstack.control.namespace import become_init, enter, inside, prepare
 from smallstack.control.sandbox import Sandbox
+from smallstack.settings import cache_directory
 
 PAPER_S = 1.216
 

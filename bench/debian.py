@@ -6,12 +6,13 @@ minutes and needs root.
 
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
+
+from smallstack.settings import cache_directory
 
 SUITE: Final = "bookworm"
 PACKAGES: Final = (
@@ -20,12 +21,6 @@ PACKAGES: Final = (
 )
 _FALLBACK: Final = "http://deb.debian.org/debian"
 _RECIPE: Final = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:16]
-
-
-def cache_directory() -> Path:
-    """Where downloads and builds are kept: $SMALLSTACK_CACHE, else ~/.cache/smallstack."""
-    given = os.environ.get("SMALLSTACK_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "smallstack"
 
 
 def debian_root(cache: Path | None = None) -> Path:

@@ -22,12 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from bench.debian import cache_directory, debian_root
+from bench.debian import debian_root
 from bench.results import finish, median, spread
 from smallstack.control.namespace import private_mounts_command
 from smallstack.images.build import StoreSink, from_directory
 from smallstack.objects.store import ObjectStore
 from smallstack.proto.filesystem import FileSystem
+from smallstack.settings import cache_directory
 from smallstack.volumes.brick import write_disk
 from smallstack.volumes.layout import Layout
 from smallstack.volumes.partition import PARTITION_OFFSET

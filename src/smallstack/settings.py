@@ -25,6 +25,13 @@ ENVIRONMENT_PREFIX = "SMALLSTACK_"
 DEFAULT_FILE = Path("/etc/smallstack/smallstack.toml")
 
 
+def cache_directory() -> Path:
+    """Where downloads, builds and the demo's state are kept; ``dev`` decides the same way."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = os.environ.get("SMALLSTACK_CACHE")
+    return Path(named) if named else Path(base).expanduser() / "smallstack"
+
+
 class SettingError(SmallStackError):
     """{origin}: {value!r} is no value for {name}: {detail}"""
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from smallstack.settings import cache_directory
+
 ROOT = Path(__file__).parents[2]
 APPLIANCE = ROOT / "images" / "appliance"
 INIT = APPLIANCE / "init"
@@ -40,7 +42,7 @@ def host_program(tmp_path_factory: pytest.TempPathFactory) -> Build:
 @pytest.fixture(scope="session")
 def cache() -> Path:
     """The cache directory of ./dev."""
-    return Path(os.environ.get("SMALLSTACK_CACHE", Path.home() / ".cache" / "smallstack"))
+    return cache_directory()
 
 
 @pytest.fixture(scope="session")

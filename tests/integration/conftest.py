@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from smallstack.settings import cache_directory
 from tests.integration.cloud import Cloud
 from tests.network.world import private_namespace
 
@@ -18,9 +19,8 @@ def appliance() -> Path:
     """The appliance's tree; the test command has made it, a bare pytest makes it now."""
     made = os.environ.get("SMALLSTACK_APPLIANCE")
     if not made:
-        cache = Path(os.environ.get("SMALLSTACK_CACHE", "~/.cache/smallstack")).expanduser()
         built = subprocess.run(
-            [HERE / "images" / "appliance" / "build", cache],
+            [HERE / "images" / "appliance" / "build", cache_directory()],
             check=True,
             capture_output=True,
             text=True,

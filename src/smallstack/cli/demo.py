@@ -19,6 +19,7 @@ import msgspec
 
 from smallstack.cli.options import fail
 from smallstack.control.namespace import NamespaceError, enter, inside, unshare_command
+from smallstack.settings import cache_directory
 
 RUN_PRIVATE = "run"
 NOTED = b"noted\n"
@@ -31,13 +32,6 @@ class Kept(msgspec.Struct):
     pid: int
     start_time: int
     init_pid: int
-
-
-def cache_directory() -> Path:
-    """Where downloads, builds and demo state are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    named = os.environ.get("SMALLSTACK_CACHE")
-    return Path(named) if named else Path(base).expanduser() / "smallstack"
 
 
 @click.command("demo")

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from smallstack.machine.errors import (
     NotRunningError,
 )
 from smallstack.machine.lifecycle import ExitReason
-from smallstack.machine.process import launch
+from smallstack.machine.process import find, launch
 from smallstack.telemetry.timeline import Timeline
 from tests.machine.conftest import (
     LEFT,
@@ -210,6 +211,106 @@ async def test_a_qemu_that_hangs_at_its_exit_is_killed(
     machine._on_event("SHUTDOWN", {"guest": True, "reason": "guest-reset"})
     assert await machine.wait() is ExitReason.CRASHED
     assert is_gone(machine)
+
+
+async def test_a_qemu_that_hangs_before_it_has_told_of_its_end_is_killed(
+    make_spec: MakeSpec, boot: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "EXIT_LIMIT", 0.2)
+    machine = await boot(make_spec("obey"))
+    await console_says(machine, b"ready\n")
+    await machine.started()
+    os.kill(machine.pid, signal.SIGSTOP)
+    machine.doubt()
+    machine.doubt()
+    assert await machine.wait() is ExitReason.DIED
+    assert "SIGKILL" in str(machine.error)
+    assert is_gone(machine)
+    machine.doubt()
+
+
+async def test_a_qemu_that_answers_is_left_alone(
+    make_spec: MakeSpec, boot: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "EXIT_LIMIT", 5)
+    machine = await boot(make_spec("obey"))
+    await machine.started()
+    machine.doubt()
+    assert machine._doubt is not None
+    await machine._doubt
+    # No time is running any more.
+    monkeypatch.setattr(process, "EXIT_LIMIT", 0)
+    await machine.ping()
+    assert machine.reason is None
+
+
+async def test_the_doubt_goes_with_the_machine(make_spec: MakeSpec, boot: Launch) -> None:
+    machine = await boot(make_spec("obey"))
+    await console_says(machine, b"ready\n")
+    os.kill(machine.pid, signal.SIGSTOP)
+    machine.doubt()
+    await machine.release()
+    assert machine._doubt is None
+    os.kill(machine.pid, signal.SIGCONT)
+    found = await find(machine.directory)
+    assert found is not None
+    assert await found.quit() is ExitReason.QUIT
+
+
+HANGS_UP = """#!/usr/bin/python3
+import signal, socket
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+for fd in range(3, 16):
+    try:
+        listener = socket.socket(fileno=fd)
+        listener.getsockname()
+    except OSError:
+        continue
+    if listener.getsockname().endswith("monitor.sock"):
+        with listener.accept()[0] as session:
+            session.sendall(b'{"QMP": {"version": {}, "capabilities": []}}\\n')
+            session.recv(4096)  # qmp_capabilities
+            session.sendall(b'{"return": {}}\\n')
+            if WAITS:
+                signal.sigwait([signal.SIGUSR1])
+    else:
+        listener.detach()
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_monitor_that_hangs_up_is_a_sign_of_the_end(
+    make_spec: MakeSpec,
+    boot: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+    open_directory: Path,
+    at_once: bool,
+) -> None:
+    monkeypatch.setattr(process, "EXIT_LIMIT", 0.2)
+    program = open_directory / "qemu"
+    program.write_text(HANGS_UP.replace("WAITS", str(not at_once)))
+    program.chmod(0o755)
+    machine = await boot(make_spec(qemu=str(program)))
+    if not at_once:
+        await machine.started()
+        os.kill(machine.pid, signal.SIGUSR1)
+    # A session that ends as it begins may not have been one.
+    assert await machine.wait() in {ExitReason.DIED, ExitReason.FAILED}
+    assert machine.error is not None
+    assert "SIGKILL" in str(machine.error)
+    assert is_gone(machine)
+
+
+async def test_let_go_at_once_it_leaves_no_descriptor(make_spec: MakeSpec, boot: Launch) -> None:
+    before = open_descriptors()
+    machine = await boot(make_spec("obey"))
+    await machine.release()
+    assert open_descriptors() == before
+    found = await find(machine.directory)
+    assert found is not None
+    assert await found.quit() is ExitReason.QUIT
 
 
 async def test_a_qemu_that_is_killed_has_died(make_spec: MakeSpec, boot: Launch) -> None:

@@ -32,7 +32,7 @@ def test_link_changes() -> None:
     assert link_changes(data) == [
         LinkChange("eth0", 5),
         LinkChange("eth1", 0),
-        LinkChange("eth2", 0),
+        LinkChange("eth2", 0, gone=True),
     ]
 
 

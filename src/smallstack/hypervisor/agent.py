@@ -30,7 +30,7 @@ from smallstack.hypervisor.specs import Emulator, machine_spec
 from smallstack.hypervisor.states import Action, Event, rule
 from smallstack.hypervisor.store import INFO, Store, VmDirectory, remove_tree
 from smallstack.hypervisor.vm import Vm
-from smallstack.hypervisor.wiring import Nic, Wiring
+from smallstack.hypervisor.wiring import Nic, Wiring, taps_of
 from smallstack.machine import process
 from smallstack.machine.lifecycle import ExitReason
 from smallstack.machine.process import Machine
@@ -274,6 +274,7 @@ class Agent:
             if rule(vm.state, Event.FIND).action is Action.SEARCH
         )
         await parts.wiring.remove_leftovers(vm.info for vm in self.vms.values())
+        parts.wiring.on_tap_gone(self._tap_gone)
 
     async def resume(self) -> None:
         """Find every VM that its record says should run; returns when all were looked for.
@@ -300,6 +301,11 @@ class Agent:
         if self.parts.emulator.groups is not None:
             await asyncio.to_thread(self.parts.emulator.groups.close)
         self.parts.store.close()
+
+    def _tap_gone(self, name: str) -> None:
+        for vm in self.vms.values():
+            if vm.machine is not None and name in taps_of(vm.info):
+                vm.machine.doubt()
 
     def _load_one(self, directory: VmDirectory) -> Vm | None:
         try:

@@ -9,7 +9,7 @@
 
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -37,6 +37,11 @@ def addresses_of(info: VmInfo) -> list[tuple[Address, str]]:
     """Every address of a VM with the id of its subnet, the primary one first."""
     ids = [info.subnet_id, *info.secondary_subnet_ids]
     return list(zip([info.address, *info.secondary_addresses], ids, strict=False))
+
+
+def taps_of(info: VmInfo) -> set[str]:
+    """Names of the taps of a VM."""
+    return {tap_name(a.ip_address, a.mac_address) for a, _ in addresses_of(info)}
 
 
 class Wiring:
@@ -86,6 +91,10 @@ class Wiring:
         """Listening sockets on 169.254.169.254 and the control port; the caller's to close."""
         return [sock.dup() for sock in self._network.control_sockets]
 
+    def on_tap_gone(self, listener: Callable[[str], None]) -> None:
+        """Have the name of every tap told that is taken away: QEMU does that at its end."""
+        self._network.on_tap_gone.append(listener)
+
     async def install(self, vms: Iterable[VmInfo]) -> None:
         """Guard the bridges, letting exactly these VMs through; once, at start."""
         ports: list[Port] = []
@@ -129,11 +138,7 @@ class Wiring:
 
     async def remove_leftovers(self, vms: Iterable[VmInfo]) -> None:
         """Remove taps of ours that belong to none of these VMs."""
-        wanted = {
-            tap_name(address.ip_address, address.mac_address)
-            for info in vms
-            for address, _ in addresses_of(info)
-        }
+        wanted = {name for info in vms for name in taps_of(info)}
         for name in await list_taps(self._network.netlink):
             if name not in wanted and await delete_tap(self._network.netlink, name):
                 _log.warning("removed the tap %s, which no VM has", name)

@@ -1,16 +1,15 @@
 """The agent's session with QEMU's monitor (QMP), over a socket that is already connected."""
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
 
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import ConnectError, EventListener, QMPClient
 from qemu.qmp import Runstate as QmpRunstate
 from qemu.qmp.error import QMPError
 from qemu.qmp.message import Message
-from qemu.qmp.qmp_client import ExecuteError
+from qemu.qmp.qmp_client import ExecuteError, NegotiationError
 
 from smallstack.machine.errors import MonitorError, MonitorLostError
 
@@ -29,8 +28,12 @@ class Monitor:
         self._client.register_listener(EventListener(event_filter=self._hear))
         self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def run(self, sock: socket.socket, on_up: Callable[[], None]) -> None:
-        """Greet, call ``on_up``, stay until QEMU hangs up; never raises for a lost connection."""
+    async def run(self, sock: socket.socket, on_up: Callable[[], None]) -> bool:
+        """Greet, call ``on_up``, stay until the session ends, for whatever reason.
+
+        Whether it was QEMU that hung up.
+        """
+        hung_up = False
         try:
             await self._client.connect(sock)
             if not self._up.done():
@@ -38,10 +41,13 @@ class Monitor:
             on_up()
             while self._client.runstate is QmpRunstate.RUNNING:
                 await self._client.runstate_changed()
-        except (QMPError, OSError, EOFError):
-            pass
+        except (QMPError, OSError, EOFError) as error:
+            hung_up = _is_the_end(error)
+        except AssertionError:
+            hung_up = True  # the library's word for a session that ends as it begins
         finally:
-            await self._hang_up()
+            hung_up = await self._hang_up() or hung_up
+        return hung_up
 
     async def up(self) -> None:
         """Wait for the session to begin; raises MonitorLostError if it never will."""
@@ -71,8 +77,18 @@ class Monitor:
             self._up.set_exception(MonitorLostError(name=self._name, detail="QEMU hung up"))
             self._up.exception()  # seen: nobody has to be waiting for it
 
-    async def _hang_up(self) -> None:
+    async def _hang_up(self) -> bool:
         self.lost()
         if self._client.runstate is not QmpRunstate.IDLE:
-            with contextlib.suppress(QMPError, OSError, EOFError):
+            try:
                 await self._client.disconnect()
+            except (QMPError, OSError, EOFError) as error:
+                return _is_the_end(error)
+        return False
+
+
+def _is_the_end(error: Exception) -> bool:
+    """Whether the other side has closed the connection."""
+    while isinstance(error, (ConnectError, NegotiationError)):
+        error = error.exc
+    return isinstance(error, (EOFError, ConnectionError))

@@ -6,7 +6,9 @@ again. Nothing here restarts anything by itself.
 
 QEMU 7.2 can hang at its exit if a monitor's session begins at that very moment (its main loop waits
 for a dispatcher that was woken in another context). So nothing is asked of a guest before the
-monitor is up, and a process that hangs all the same is killed by whoever quits it.
+monitor is up. For the rest there are signs of an end: SHUTDOWN, a monitor that hangs up, a tap
+that has gone. A QEMU that has shown one, and neither ends nor answers its monitor within
+`EXIT_LIMIT`, is killed. Silence alone is no sign: a debugger, or a slow disk, may hold QEMU.
 
 The process is the agent's child but lives in its own session: it outlives the agent, and `find`
 takes it up again by its directory, after a restart or a ``kill -9`` at any moment.
@@ -179,6 +181,7 @@ class Machine:
         self._up = asyncio.Event()
         self._changed: dict[Word | str, asyncio.Event] = {}
         self._limit: asyncio.TimerHandle | None = None
+        self._doubt: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self.console: Console = Console(ConsoleLog(directory / CONSOLE))
         self._port = _AgentPort(self)
@@ -274,6 +277,31 @@ class Machine:
         if not self._exit.done():
             _kill(self._pidfd)
 
+    def doubt(self) -> None:
+        """There is a sign that QEMU is ending: let it end, or answer, or be killed in time."""
+        if not self._is_over and self._doubt is None:
+            self._doubt = asyncio.create_task(self._wait_for_a_word())
+
+    @property
+    def _is_over(self) -> bool:
+        return self._exit.done() or self._ending is not None
+
+    async def _wait_for_a_word(self) -> None:
+        """Ask the monitor: a hanging QEMU does not answer, one whose monitor is lost cannot."""
+        try:
+            async with asyncio.timeout(EXIT_LIMIT):
+                try:
+                    await self._monitor.execute("query-status")
+                except MonitorError:
+                    pass
+                except MonitorLostError:
+                    await self.wait()
+        except TimeoutError:
+            log.warning("%s: QEMU hangs at its end: killing it", self.name)
+            self.kill()
+        finally:
+            self._doubt = None
+
     async def release(self) -> None:
         """Let go of a machine that shall run on: close every descriptor, end every task.
 
@@ -293,11 +321,16 @@ class Machine:
             self._set_limit(start_limit, self._on_start_limit)
         await self._open("serial0", self.console)
         await self._open("agent0", self._port)
-        sock = self._sockets.pop("monitor", None)
-        if sock is None:
-            self._monitor.lost()
+        if "monitor" in self._sockets:
+            self._monitor_task = asyncio.create_task(self._hold_monitor())
         else:
-            self._monitor_task = asyncio.create_task(self._monitor.run(sock, self._on_monitor_up))
+            self._monitor.lost()
+
+    async def _hold_monitor(self) -> None:
+        # Taken not before: a task that is cancelled at once never gets here.
+        sock = self._sockets.pop("monitor")
+        if await self._monitor.run(sock, self._on_monitor_up):
+            self.doubt()
 
     async def _open(self, role: str, protocol: asyncio.Protocol) -> None:
         sock = self._sockets.pop(role, None)
@@ -397,9 +430,13 @@ class Machine:
 
     async def _close(self) -> None:
         self._set_limit(None)
-        if self._monitor_task is not None:
-            self._monitor_task.cancel()
-            await asyncio.wait({self._monitor_task})
+        tasks = {task for task in (self._monitor_task, self._doubt) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._doubt = None
+        self._monitor.lost()
         self.console.close()
         self._port.close()
         await asyncio.wait({self.console.closed, self._port.closed})

@@ -1,7 +1,7 @@
 """Tells when the machine's interfaces or addresses change, by the kernel's own messages.
 
 Format: rtnetlink(7), groups RTMGRP_LINK and RTMGRP_IPV4_IFADDR. What comes and goes with VMs (our
-taps) is passed over.
+taps) is passed over, but for their end.
 """
 
 import asyncio
@@ -29,14 +29,23 @@ class LinkChange(NamedTuple):
 
     name: str
     master: int
+    gone: bool = False
 
 
 class LinkMonitor:
     """Calls back, on the event loop, with what has changed among the interfaces that are not taps
-    of ours; with None when addresses have changed, or messages were lost and anything may have."""
+    of ours; with None when addresses have changed, or messages were lost and anything may have.
 
-    def __init__(self, changed: Callable[[Sequence[LinkChange] | None], None]) -> None:
+    ``tap_gone`` is called with the name of a tap of ours that was taken away.
+    """
+
+    def __init__(
+        self,
+        changed: Callable[[Sequence[LinkChange] | None], None],
+        tap_gone: Callable[[str], None] = lambda _name: None,
+    ) -> None:
         self._changed = changed
+        self._tap_gone = tap_gone
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0
         )
@@ -63,7 +72,11 @@ class LinkMonitor:
             if is_about_addresses(data):
                 self._changed(None)
                 return
-            changes += (c for c in link_changes(data) if not c.name.startswith(TAP_PREFIXES))
+            for change in link_changes(data):
+                if not change.name.startswith(TAP_PREFIXES):
+                    changes.append(change)
+                elif change.gone:
+                    self._tap_gone(change.name)
         if changes:
             self._changed(changes)
 
@@ -115,6 +128,7 @@ def link_changes(data: bytes) -> list[LinkChange]:
             master = int.from_bytes(found.get(_IFLA_MASTER, [b""])[0], sys.byteorder)
             for name in found.get(_IFLA_IFNAME, []):
                 text = name.rstrip(b"\0").decode(errors="replace")
-                changes.append(LinkChange(text, master if kind == _NEW_LINK else 0))
+                gone = kind == _DEL_LINK
+                changes.append(LinkChange(text, 0 if gone else master, gone))
         at += (size + 3) & ~3
     return changes

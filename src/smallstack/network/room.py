@@ -14,7 +14,7 @@ all away. Subnets are followed as the address book has them, uplinks as the brid
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -75,6 +75,8 @@ class Network:
         self.tracers = Tracers()
         self.bridges: dict[str, Bridge] = {}
         self.services: dict[str, MetadataServer] = {}
+        self.on_tap_gone: list[Callable[[str], None]] = []
+        """Called with the name of each tap of a VM that is taken away, by whomever."""
         self._monitor: LinkMonitor | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._again = False
@@ -120,7 +122,7 @@ class Network:
         host = await self._host_addresses()
         for bridge in self.bridges.values():
             self.dhcp.listen(bridge.name, bridge.addresses, host)
-        self._monitor = LinkMonitor(self._links_changed)
+        self._monitor = LinkMonitor(self._links_changed, self._tap_gone)
 
     async def install(self, running: Iterable[Port]) -> None:
         """Put the guard in force, for these ports. One whose subnet has no bridge any more is left
@@ -293,6 +295,10 @@ class Network:
         self._again = True
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self._spawn(self._refresh())
+
+    def _tap_gone(self, name: str) -> None:
+        for listener in self.on_tap_gone:
+            listener(name)
 
     async def _refresh(self) -> None:
         while self._again:

@@ -91,8 +91,9 @@ class Tree:
     def mount_two(self, own: str, controllers: str, root: str = "/") -> Path:
         group = self.two / own.removeprefix(root).lstrip("/")
         group.mkdir(parents=True)
-        for directory in {self.two, group}:
+        for directory in {self.two, group.parent, group}:
             (directory / "cgroup.controllers").write_text(controllers + "\n")
+            (directory / "cgroup.subtree_control").write_text("memory\n")
         place = str(self.two)
         self._mounts.append(
             f"30 21 0:26 {root} {place} rw shared:4 - cgroup2 cgroup2 rw,nsdelegate"
@@ -135,19 +136,34 @@ def test_version_two_at_its_root(tmp_path: Path) -> None:
     made.close()
 
 
-@pytest.mark.parametrize("own", ["/system.slice/h.service", "/system.slice/h.service/agent"])
-def test_version_two_in_a_delegated_unit(tmp_path: Path, own: str) -> None:
+def test_what_is_enabled_already_is_not_written(tmp_path: Path) -> None:
     tree = Tree(tmp_path)
-    group = tree.mount_two(own, "cpu")
-    unit = group.parent if group.name == "agent" else group
-    (unit / "cgroup.controllers").write_text("cpu\n")
+    tree.mount_two("/user.slice/session", "cpu memory")
+    control = tree.two / "cgroup.subtree_control"
+    control.write_text("cpu memory\n")
+    tree.open().close()
+    assert control.read_text() == "cpu memory\n"
+
+
+def test_version_two_in_a_delegated_unit(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    unit = tree.mount_two("/system.slice/h.service/agent", "cpu").parent
     os.setxattr(unit, "user.delegate", b"1")
     made = tree.open()
     assert made.directory == unit / (PREFIX + "x")
-    # A group that hands the controller on may hold nobody itself.
-    assert (unit / "agent" / "cgroup.procs").read_text() == "0\n"
     assert (unit / "cgroup.subtree_control").read_text() == "+cpu\n"
-    assert not (tree.two / "cgroup.subtree_control").exists()
+    assert (tree.two / "cgroup.subtree_control").read_text() == "memory\n"
+    made.close()
+
+
+def test_version_two_in_a_delegated_unit_without_a_group_for_the_agent(tmp_path: Path) -> None:
+    """systemd before 254 could not start the next agent if groups below had controllers."""
+    tree = Tree(tmp_path)
+    unit = tree.mount_two("/system.slice/h.service", "cpu")
+    os.setxattr(unit, "user.delegate", b"1")
+    made = tree.open()
+    assert made.directory == tree.two / (PREFIX + "x")
+    assert (unit / "cgroup.subtree_control").read_text() == "memory\n"
     made.close()
 
 
@@ -163,7 +179,7 @@ def test_version_one_where_two_lacks_the_controller(tmp_path: Path) -> None:
 
 def test_a_part_of_the_hierarchy_is_mounted(tmp_path: Path) -> None:
     tree = Tree(tmp_path)
-    tree.mount_two("/box/inner", "cpu", root="/box")
+    tree.mount_two("/box/inner/agent", "cpu", root="/box")
     os.setxattr(tree.two / "inner", "user.delegate", b"1")
     made = tree.open()
     assert made.directory.parent == tree.two / "inner"

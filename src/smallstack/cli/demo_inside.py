@@ -68,7 +68,8 @@ async def _demo(
     sandbox = Sandbox(private, home / "logs")
     _say("starting the image server and the hypervisor in a private network namespace")
     try:
-        await sandbox.start(addresses=max(16, count + 8))
+        # Control groups are all that a private namespace does not take with it.
+        await sandbox.start(addresses=max(16, count + 8), extra=["--cpu-control", "none"])
         await _add_image(sandbox)
         # One create before the one that is shown: it fetches the objects and writes the brick,
         # as the first create of an image does anywhere; the shown one is an ordinary create.

@@ -80,8 +80,11 @@ QEMU_USER = Setting("qemu_user", text, "nobody", "the user that QEMU runs as")
 QEMU_START_TIMEOUT = Setting(
     "qemu_start_timeout", duration, 30 * 10**9, "a QEMU that is silent for so long is killed"
 )
-CPU_QUOTA = Setting(
-    "cpu_quota", boolean, False, "milliCPUs bound a VM even when processors are idle"
+CPU_CONTROL = Setting(
+    "cpu_control",
+    choice("weight", "quota", "none"),
+    "weight",
+    "milliCPUs share out busy processors, or bound a VM even when they idle, or do neither",
 )
 CA_FILE = Setting("ca_file", path, Path("/etc/ssl/CA.pem"), "authority of clients' certificates")
 IDENTITY_CA_FILE = Setting(
@@ -111,7 +114,7 @@ SETTINGS: list[Setting[object]] = [
         QEMU,
         QEMU_USER,
         QEMU_START_TIMEOUT,
-        CPU_QUOTA,
+        CPU_CONTROL,
         CA_FILE,
         IDENTITY_CA_FILE,
         CERT_FILE,
@@ -255,13 +258,15 @@ async def _emulator(values: Values, store: Store) -> Emulator:
         user.pw_gid,
         host_processors(),
         values[QEMU_START_TIMEOUT] / 1e9,
-        await asyncio.to_thread(_cpu_groups, store, values[CPU_QUOTA]),
+        await asyncio.to_thread(_cpu_groups, store, values[CPU_CONTROL]),
     )
 
 
-def _cpu_groups(store: Store, quota: bool) -> CpuGroups | None:
+def _cpu_groups(store: Store, control: str) -> CpuGroups | None:
+    if control == "none":
+        return None
     try:
-        return open_groups(state_name(store.directory), quota=quota)
+        return open_groups(state_name(store.directory), quota=control == "quota")
     except CgroupError as error:
         _log.warning("%s", error)
         return None

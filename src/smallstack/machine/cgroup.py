@@ -6,10 +6,11 @@ Formats: cgroups(7) and Documentation/admin-guide/{cgroup-v1,cgroup-v2.rst} of t
           /smallstack-<dev>-<ino>/  one agent's machines, named by its state directory
                        /<ip>/       one machine
 
-``base`` is, on version 2, the agent's own group if systemd has delegated it (``Delegate=``), else
-the root of what is mounted; on version 1 the agent's own group. All machines together weigh as much
-as the machine has processors, and each of them as much as its milliCPUs: a weight holds nobody back
-while nobody else wants the processor.
+``base`` is, on version 2, the agent's unit if systemd has delegated it and put the agent itself into
+a group below (``Delegate=``, ``DelegateSubgroup=agent``: without the latter it could not start
+another agent beside machines that live on), else the root of what is mounted; on version 1 the
+agent's own group. All machines together weigh as much as the machine has processors, and each of
+them as much as its milliCPUs: a weight holds nobody back while nobody else wants the processor.
 
 A group outlives its agent, as its machine does. It goes with the machine; what a ``kill -9`` leaves
 empty goes at the next start of any agent: a lock on an agent's directory tells whether it lives.
@@ -189,8 +190,6 @@ def _bases(proc: Path) -> Iterator[tuple[Path, Version]]:
             mine = _below(point, root, own.get("", "/"))
             if mine.name == OWN_GROUP and _is_delegated(mine.parent):
                 yield mine.parent, 2
-            elif _is_delegated(mine):
-                yield mine, 2
             yield point, 2
     for kind, options, root, point in mounts:
         if kind == "cgroup" and "cpu" in options:
@@ -235,12 +234,10 @@ def _is_delegated(group: Path) -> bool:
 
 
 def _prepare(base: Path) -> None:
-    """Let groups below have the controller; a group that passes it on must hold no process."""
-    if _is_delegated(base):
-        own = base / OWN_GROUP
-        own.mkdir(exist_ok=True)
-        _write(own / "cgroup.procs", "0")
-    _write(base / "cgroup.subtree_control", "+cpu")
+    """Let groups below have the controller, if they have not. Raises OSError."""
+    control = base / "cgroup.subtree_control"
+    if "cpu" not in control.read_text().split():
+        _write(control, "+cpu")
 
 
 def _make_and_lock(directory: Path) -> int:

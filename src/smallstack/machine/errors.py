@@ -58,7 +58,7 @@ class ConsoleClosedError(MachineError):
 
 class CgroupError(MachineError):
     """no control groups for processors, all VMs compete as equals: {detail}; mount a cgroup
-    hierarchy with the cpu controller, writable, or delegate one (README)"""
+    hierarchy with the cpu controller, writable, or set --cpu-control none"""
 
 
 class KernelError(MachineError):

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from smallstack.cli.breakdown import picture, stages, table
 from smallstack.cli.hyper.add_address import make_addresses
 from smallstack.cli.hyper_control import group as hyper_control
+from smallstack.cli.tags import parse_tags
 from smallstack.cli.transcript import Transcript
 from smallstack.cli.vm.create_vm import MAX_OVERLAY, read_overlay, read_user_data
-from smallstack.cli.vm.list_vms import parse_tags
 from smallstack.cli.vm_control import COMMANDS
 from smallstack.cli.vm_control import group as vm_control
 from smallstack.control.create import Created

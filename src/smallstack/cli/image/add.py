@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from smallstack.cli.image.progress import ProgressLine, shown_bytes
-from smallstack.cli.image.tags import parse_tags
 from smallstack.cli.image.target import ImageTarget
 from smallstack.cli.options import Duration, run
 from smallstack.cli.output import emit_record, format_option
+from smallstack.cli.tags import parse_tags
 from smallstack.control.images import Added, NewImage, add_image
 
 

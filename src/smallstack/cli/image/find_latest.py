@@ -2,10 +2,10 @@
 
 import click
 
-from smallstack.cli.image.tags import parse_tags
 from smallstack.cli.image.target import ImageTarget
 from smallstack.cli.options import fail
 from smallstack.cli.output import emit_record, format_option
+from smallstack.cli.tags import parse_tags
 from smallstack.client.imageserver import ImageServerClient
 
 

@@ -2,9 +2,9 @@
 
 import click
 
-from smallstack.cli.image.tags import parse_tags
 from smallstack.cli.image.target import ImageTarget
 from smallstack.cli.output import emit_rows, format_option
+from smallstack.cli.tags import parse_tags
 from smallstack.control.image_server import list_images
 
 

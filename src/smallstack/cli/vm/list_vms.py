@@ -5,6 +5,7 @@ import click
 from smallstack.cli.connect import connector
 from smallstack.cli.options import Target, run
 from smallstack.cli.output import emit_rows, format_option
+from smallstack.cli.tags import parse_tags
 
 
 @click.command("list-vms")
@@ -33,14 +34,3 @@ def command(
             print(address)
     else:
         emit_rows([{"ip_address": a} for a in addresses], output, ("ip_address",))
-
-
-def parse_tags(tags: tuple[str, ...]) -> dict[str, list[str]]:
-    """The values that each key may have, from ``KEY=VALUE`` words."""
-    match: dict[str, list[str]] = {}
-    for tag in tags:
-        key, separator, value = tag.partition("=")
-        if not (key and separator):
-            raise click.BadParameter(f"{tag!r} is no tag: write KEY=VALUE")
-        match.setdefault(key, []).append(value)
-    return match

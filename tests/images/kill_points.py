@@ -4,18 +4,13 @@ A program of its own: it forks from a state with one thread. Prints the number o
 """
 
 import hashlib
-import logging
-import os
-import shutil
-import signal
-import sys
 from pathlib import Path
 
 from smallstack.images.catalogue import ImageCatalogue
 from smallstack.proto.filesystem import FileSystemBuilder
 from smallstack.proto.image import Image
 from smallstack.proto.kinds import Time
-from tests.objects.kill_points import CALLS, Killer, in_a_child
+from tests.objects.kill_points import CALLS, Killer, every_kill_point
 
 LATER = Time.from_nanoseconds(Time.now().nanoseconds_since_epoch + 10**15)
 
@@ -61,22 +56,5 @@ def check(directory: Path) -> None:
         catalogue.delete("a/two")
 
 
-def main() -> None:
-    """Every kill point in turn."""
-    logging.disable(logging.CRITICAL)
-    base = Path(sys.argv[1])
-    due = 1
-    while True:
-        directory = base / str(due)
-        status = in_a_child(lambda: change(directory, due))  # noqa: B023 - it is over before
-        assert status == 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
-        assert in_a_child(lambda: check(directory)) == 0, f"kill point {due}"  # noqa: B023
-        shutil.rmtree(directory)
-        if status == 0:
-            break
-        due += 1
-    print(due - 1)
-
-
 if __name__ == "__main__":
-    main()
+    every_kill_point(change, check)

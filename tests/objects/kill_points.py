@@ -105,14 +105,16 @@ def in_a_child(work: Callable[[], object]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def main() -> None:
-    """Every kill point in turn."""
+def every_kill_point(
+    change: Callable[[Path, int], object], check: Callable[[Path], object]
+) -> None:
+    """``change`` killed at each of its writes in turn, and every time ``check`` of what is left."""
     logging.disable(logging.CRITICAL)
     base = Path(sys.argv[1])
     due = 1
     while True:
         directory = base / str(due)
-        status = in_a_child(lambda: fill(directory, due))  # noqa: B023 - it is over before
+        status = in_a_child(lambda: change(directory, due))  # noqa: B023 - it is over before
         assert status == 0 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
         assert in_a_child(lambda: check(directory)) == 0, f"kill point {due}"  # noqa: B023
         shutil.rmtree(directory)
@@ -123,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    every_kill_point(fill, check)

@@ -22,194 +22,170 @@ from smallstack.proto.kinds import (
 )
 
 
-class AddImageRequest(Message, kw_only=True):
-    """Request of ``ImageServer.AddImage``."""
+class ImageServerMessage(Message, kw_only=True):
+    """A message or record of the ImageServer service."""
 
     go_package: ClassVar[str] = "imageserver"
+
+
+class AddImageRequest(ImageServerMessage, kw_only=True):
+    """Request of ``ImageServer.AddImage``."""
+
     image_name: str = ""
     image: Image | None = None
 
 
-class AddImageResponse(Message, kw_only=True):
+class AddImageResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.AddImage``."""
 
-    go_package: ClassVar[str] = "imageserver"
 
-
-class ChangeImageExpirationRequest(Message, kw_only=True):
+class ChangeImageExpirationRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.ChangeImageExpiration``."""
 
-    go_package: ClassVar[str] = "imageserver"
     expires_at: Time = Time()
     image_name: str = ""
 
 
-class ChangeImageExpirationResponse(Message, kw_only=True):
+class ChangeImageExpirationResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.ChangeImageExpiration``."""
 
-    go_package: ClassVar[str] = "imageserver"
     error: str = ""
 
 
-class ChangeOwnerRequest(Message, kw_only=True):
+class ChangeOwnerRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.ChownDirectory``."""
 
-    go_package: ClassVar[str] = "imageserver"
     directory_name: str = ""
     owner_group: str = ""
 
 
-class ChangeOwnerResponse(Message, kw_only=True):
+class ChangeOwnerResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.ChownDirectory``: empty."""
 
-    go_package: ClassVar[str] = "imageserver"
 
-
-class CheckDirectoryRequest(Message, kw_only=True):
+class CheckDirectoryRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.CheckDirectory``."""
 
-    go_package: ClassVar[str] = "imageserver"
     directory_name: str = ""
 
 
-class CheckDirectoryResponse(Message, kw_only=True):
+class CheckDirectoryResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.CheckDirectory``."""
 
-    go_package: ClassVar[str] = "imageserver"
     directory_exists: bool = False
 
 
-class CheckImageRequest(Message, kw_only=True):
+class CheckImageRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.CheckImage``."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_name: str = ""
 
 
-class CheckImageResponse(Message, kw_only=True):
+class CheckImageResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.CheckImage``."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_exists: bool = False
 
 
-class DeleteDirectoryRequest(Message, kw_only=True):
+class DeleteDirectoryRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.DeleteDirectory``."""
 
-    go_package: ClassVar[str] = "imageserver"
     directory_name: str = ""
 
 
-class DeleteDirectoryResponse(Message, kw_only=True):
+class DeleteDirectoryResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.DeleteDirectory``."""
 
-    go_package: ClassVar[str] = "imageserver"
     error: str = ""
 
 
-class DeleteImageRequest(Message, kw_only=True):
+class DeleteImageRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.DeleteImage``."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_name: str = ""
 
 
-class DeleteImageResponse(Message, kw_only=True):
+class DeleteImageResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.DeleteImage``."""
 
-    go_package: ClassVar[str] = "imageserver"
 
-
-class DeleteUnreferencedObjectsRequest(Message, kw_only=True):
+class DeleteUnreferencedObjectsRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.DeleteUnreferencedObjects``."""
 
-    go_package: ClassVar[str] = "imageserver"
     percentage: Uint8 = 0
     bytes: Uint64 = 0
 
 
-class DeleteUnreferencedObjectsResponse(Message, kw_only=True):
+class DeleteUnreferencedObjectsResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.DeleteUnreferencedObjects``."""
 
-    go_package: ClassVar[str] = "imageserver"
 
-
-class FindLatestImageRequest(Message, kw_only=True):
+class FindLatestImageRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.FindLatestImage``: the newest image right in a directory."""
 
-    go_package: ClassVar[str] = "imageserver"
     build_commit_id: str = ""
     directory_name: str = ""
     ignore_expiring_images: bool = False
     tags_to_match: MatchTags = {}
 
 
-class FindLatestImageResponse(Message, kw_only=True):
+class FindLatestImageResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.FindLatestImage``; an empty name when there is none."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_name: str = ""
     error: str = ""
 
 
-class GetImageArchiveRequest(Message, kw_only=True):
+class GetImageArchiveRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.GetImageArchive``."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_name: str = ""
 
 
-class GetImageArchiveResponse(Message, kw_only=True):
+class GetImageArchiveResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.GetImageArchive``."""
 
-    go_package: ClassVar[str] = "imageserver"
     archive_data: bytes = b""
     error: str = ""
     replication_master: str = ""
 
 
-class GetImageComputedFilesRequest(Message, kw_only=True):
+class GetImageComputedFilesRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.GetImageComputedFiles``."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_name: str = ""
 
 
-class GetImageComputedFilesResponse(Message, kw_only=True):
+class GetImageComputedFilesResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.GetImageComputedFiles``."""
 
-    go_package: ClassVar[str] = "imageserver"
     computed_files: list[ComputedFile] = []
     image_exists: bool = False
 
 
-class GetImageExpirationRequest(Message, kw_only=True):
+class GetImageExpirationRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.GetImageExpiration``."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_name: str = ""
 
 
-class GetImageExpirationResponse(Message, kw_only=True):
+class GetImageExpirationResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.GetImageExpiration``."""
 
-    go_package: ClassVar[str] = "imageserver"
     error: str = ""
     expires_at: Time = Time()
 
 
-class GetImageInodesRequest(Message, kw_only=True):
+class GetImageInodesRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.GetImageInodes``."""
 
-    go_package: ClassVar[str] = "imageserver"
     filenames: list[Filename] = []
     image_name: str = ""
 
 
-class GetImageInodesResponse(Message, kw_only=True):
+class GetImageInodesResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.GetImageInodes``."""
 
-    go_package: ClassVar[str] = "imageserver"
     error: str = ""
     image_exists: bool = False
     inode_numbers: dict[Filename, InodeNumber] = {}
@@ -217,58 +193,51 @@ class GetImageInodesResponse(Message, kw_only=True):
     num_links: dict[InodeNumber, Uint] = {}
 
 
-class GetImageRequest(Message, kw_only=True):
+class GetImageRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.GetImage``; ``timeout`` (ns) is how long to wait for the image."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_name: str = ""
     ignore_filesystem: bool = False
     ignore_filesystem_if_expiring: bool = False
     timeout: Duration = 0
 
 
-class GetImageResponse(Message, kw_only=True):
+class GetImageResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.GetImage``; no image when there is none of that name."""
 
-    go_package: ClassVar[str] = "imageserver"
     image: Image | None = None
     information_database_url: str = ""
 
 
-class GetImageUsageEstimateRequest(Message, kw_only=True):
+class GetImageUsageEstimateRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.GetImageUsageEstimate``."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_name: str = ""
 
 
-class GetImageUsageEstimateResponse(Message, kw_only=True):
+class GetImageUsageEstimateResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.GetImageUsageEstimate``."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_exists: bool = False
     usage_estimate: Uint64 = 0
 
 
-class GetFilteredImageUpdatesRequest(Message, kw_only=True):
+class GetFilteredImageUpdatesRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.GetFilteredImageUpdates``."""
 
-    go_package: ClassVar[str] = "imageserver"
     ignore_expiring: bool = False
 
 
-class GetObjectStatisticsForImagesRequest(Message, kw_only=True):
+class GetObjectStatisticsForImagesRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.GetObjectStatisticsForImages``."""
 
-    go_package: ClassVar[str] = "imageserver"
     ignore_missing: bool = False
     image_names: list[str] = []
 
 
-class GetObjectStatisticsForImagesResponse(Message, kw_only=True):
+class GetObjectStatisticsForImagesResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.GetObjectStatisticsForImages``."""
 
-    go_package: ClassVar[str] = "imageserver"
     computation_time: Duration = 0
     error: str = ""
     num_file_inodes: Uint64 = 0
@@ -278,50 +247,43 @@ class GetObjectStatisticsForImagesResponse(Message, kw_only=True):
     total_object_bytes: Uint64 = 0
 
 
-class GetReplicationMasterRequest(Message, kw_only=True):
+class GetReplicationMasterRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.GetReplicationMaster``."""
 
-    go_package: ClassVar[str] = "imageserver"
 
-
-class GetReplicationMasterResponse(Message, kw_only=True):
+class GetReplicationMasterResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.GetReplicationMaster``."""
 
-    go_package: ClassVar[str] = "imageserver"
     error: str = ""
     replication_master: str = ""
 
 
-class ImageArchive(Message, kw_only=True):
+class ImageArchive(ImageServerMessage, kw_only=True):
     """An image with its name, as archives hold it; a keyed digest follows it there."""
 
-    go_package: ClassVar[str] = "imageserver"
     image_name: str = ""
     image: Embedded[Image] = field(default_factory=Image)
 
 
-class ImageUpdate(Message, kw_only=True):
+class ImageUpdate(ImageServerMessage, kw_only=True):
     """One message of ``ImageServer.GetImageUpdates``; an empty name ends the first list."""
 
-    go_package: ClassVar[str] = "imageserver"
     name: str = ""
     directory: Directory | None = None
     operation: Uint = 0
 
 
-class ImportTreeRequest(Message, kw_only=True):
+class ImportTreeRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.ImportTree``."""
 
-    go_package: ClassVar[str] = "imageserver"
     directory_name: str = ""
     expires_at: Time = Time()
     tree_url: str = ""
 
 
-class ImportTreeResponse(Message, kw_only=True):
+class ImportTreeResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.ImportTree``."""
 
-    go_package: ClassVar[str] = "imageserver"
     file_bytes_added: Uint64 = 0
     file_objects_added: Uint64 = 0
     files_download_time: Duration = 0
@@ -332,49 +294,42 @@ class ImportTreeResponse(Message, kw_only=True):
     trees_download_time: Duration = 0
 
 
-class ListSelectedImagesRequest(Message, kw_only=True):
+class ListSelectedImagesRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.ListSelectedImages``."""
 
-    go_package: ClassVar[str] = "imageserver"
     directory_name: str = ""
     ignore_expiring_images: bool = False
     tags_to_match: MatchTags = {}
 
 
-class Object(Message, kw_only=True):
+class Object(ImageServerMessage, kw_only=True):
     """One message of ``ImageServer.ListUnreferencedObjects``; size 0 ends the list."""
 
-    go_package: ClassVar[str] = "imageserver"
     hash: Hash = Hash.zero
     size: Uint64 = 0
 
 
-class MakeDirectoryRequest(Message, kw_only=True):
+class MakeDirectoryRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.MakeDirectory``."""
 
-    go_package: ClassVar[str] = "imageserver"
     directory_name: str = ""
     make_all: bool = False
 
 
-class MakeDirectoryResponse(Message, kw_only=True):
+class MakeDirectoryResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.MakeDirectory``."""
 
-    go_package: ClassVar[str] = "imageserver"
 
-
-class RestoreImageFromArchiveRequest(Message, kw_only=True):
+class RestoreImageFromArchiveRequest(ImageServerMessage, kw_only=True):
     """Request of ``ImageServer.RestoreImageFromArchive``."""
 
-    go_package: ClassVar[str] = "imageserver"
     expires_at: Time = Time()
     archive_data: bytes = b""
 
 
-class RestoreImageFromArchiveResponse(Message, kw_only=True):
+class RestoreImageFromArchiveResponse(ImageServerMessage, kw_only=True):
     """Reply of ``ImageServer.RestoreImageFromArchive``."""
 
-    go_package: ClassVar[str] = "imageserver"
     error: str = ""
     replication_master: str = ""
 

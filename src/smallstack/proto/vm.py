@@ -2,8 +2,6 @@
 
 # ruff: noqa: RUF012 - msgspec copies an empty list or dict for each instance
 
-from typing import ClassVar
-
 from msgspec import field
 
 from smallstack.proto.enums import (
@@ -18,11 +16,11 @@ from smallstack.proto.enums import (
     WatchdogAction,
     WatchdogModel,
 )
+from smallstack.proto.hypervisor.base import HypervisorMessage
 from smallstack.proto.kinds import (
     IP,
     Embedded,
     Int,
-    Message,
     Omit,
     Tags,
     Time,
@@ -33,33 +31,29 @@ from smallstack.proto.kinds import (
 )
 
 
-class Address(Message, kw_only=True):
+class Address(HypervisorMessage, kw_only=True):
     """An IP address with its MAC address; a VM's first one is its name."""
 
-    go_package: ClassVar[str] = "hypervisor"
     ip_address: Omit[IP] = ""
     mac_address: str = ""
 
 
-class NetworkEntry(Message, kw_only=True):
+class NetworkEntry(HypervisorMessage, kw_only=True):
     """What a VM's network interface has of its own."""
 
-    go_package: ClassVar[str] = "hypervisor"
     num_queues: Omit[Uint] = 0
 
 
-class DfmParams(Message, kw_only=True):
+class DfmParams(HypervisorMessage, kw_only=True):
     """Parameters of a volume on a device-feature-model interface."""
 
-    go_package: ClassVar[str] = "hypervisor"
     nvram_size: Omit[Uint64] = 0
     profile: Omit[str] = ""
 
 
-class Volume(Message, kw_only=True):
+class Volume(HypervisorMessage, kw_only=True):
     """A disk of a VM; sizes in bytes. The first volume is the root."""
 
-    go_package: ClassVar[str] = "hypervisor"
     dfm: Omit[DfmParams] = field(default_factory=DfmParams)
     format: Omit[VolumeFormat] = VolumeFormat.RAW
     interface: Omit[VolumeInterface] = VolumeInterface.VIRTIO
@@ -69,10 +63,9 @@ class Volume(Message, kw_only=True):
     virtual_size: Omit[Uint64] = 0
 
 
-class VmInfo(Message, kw_only=True):
+class VmInfo(HypervisorMessage, kw_only=True):
     """All that is known of a VM, and all that its creator can ask for."""
 
-    go_package: ClassVar[str] = "hypervisor"
     address: Address = field(default_factory=Address)
     architecture_type: Omit[ArchitectureType] = ArchitectureType.AUTO
     changed_state_on: Omit[Time] = Time()
@@ -110,10 +103,9 @@ class VmInfo(Message, kw_only=True):
     watchdog_model: Omit[WatchdogModel] = WatchdogModel.NONE
 
 
-class VolumeInitialisationInfo(Message, kw_only=True):
+class VolumeInitialisationInfo(HypervisorMessage, kw_only=True):
     """How a fresh secondary volume is formatted."""
 
-    go_package: ClassVar[str] = "hypervisor"
     bytes_per_inode: Uint64 = 0
     label: str = ""
     reserved_blocks_percentage: Uint16 = 0
@@ -121,10 +113,9 @@ class VolumeInitialisationInfo(Message, kw_only=True):
     root_user_id: Uint32 = 0
 
 
-class Subnet(Message, kw_only=True):
+class Subnet(HypervisorMessage, kw_only=True):
     """A network that VMs can be in; ``ip_mask`` is written as an address."""
 
-    go_package: ClassVar[str] = "hypervisor"
     id: str = ""
     ip_gateway: IP = ""
     ip_mask: IP = ""
@@ -140,35 +131,31 @@ class Subnet(Message, kw_only=True):
     tags: Omit[Tags] = {}
 
 
-class StorageInfo(Message, kw_only=True):
+class StorageInfo(HypervisorMessage, kw_only=True):
     """Space on one volume directory, in bytes."""
 
-    go_package: ClassVar[str] = "hypervisor"
     available_bytes: Uint64 = 0
     free_bytes: Uint64 = 0
     size_bytes: Uint64 = 0
     usable_bytes: Uint64 = 0
 
 
-class LocalVolume(Message, kw_only=True):
+class LocalVolume(HypervisorMessage, kw_only=True):
     """Where a volume of an exported VM lies on this machine."""
 
-    go_package: ClassVar[str] = "hypervisor"
     directory_to_cleanup: str = ""
     filename: str = ""
 
 
-class LocalVmInfo(Message, kw_only=True):
+class LocalVmInfo(HypervisorMessage, kw_only=True):
     """A VM with the places of its volumes."""
 
-    go_package: ClassVar[str] = "hypervisor"
     vm_info: Embedded[VmInfo] = field(default_factory=VmInfo)
     volume_locations: list[LocalVolume] = []
 
 
-class ExportLocalVmInfo(Message, kw_only=True):
+class ExportLocalVmInfo(HypervisorMessage, kw_only=True):
     """A VM handed over to another agent on the same machine."""
 
-    go_package: ClassVar[str] = "hypervisor"
     bridges: list[str] = []
     local_vm_info: Embedded[LocalVmInfo] = field(default_factory=LocalVmInfo)

@@ -24,12 +24,13 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
+from smallstack.durable import sync_directory
+from smallstack.outlast import outlast
 from smallstack.telemetry.errors import SmallStackError
 
 _log = logging.getLogger("smallstack.steps")
-T = TypeVar("T")
 
 PointHook = Callable[[str, str], None]
 """Called with ``"before" | "inside" | "after"`` and the step's name; tests kill or raise in it."""
@@ -187,7 +188,7 @@ class Journal:
         lines = [*self._pending, *records]
         content = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
         try:
-            await _uninterrupted(asyncio.to_thread(self._append, content.encode()))
+            await outlast(asyncio.to_thread(self._append, content.encode()))
         except OSError as error:
             raise JournalError(path=self.path, detail=error.strerror) from error
         self._pending.clear()
@@ -207,11 +208,7 @@ class Journal:
             os.ftruncate(self._fd, end)  # no torn line in the middle
             raise
         if fresh:
-            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_directory(self.path.parent)
 
     def _replay(self, record: dict[str, Any]) -> None:
         match record:
@@ -273,7 +270,7 @@ async def run(steps: Steps, journal: Journal, on_point: PointHook | None = None)
             begun += members
             await _together([_one(member, journal, on_point) for member in members])
     except (Exception, asyncio.CancelledError) as error:
-        for failure in await _uninterrupted(_undo(begun, journal)):
+        for failure in await outlast(_undo(begun, journal)):
             error.add_note(f"an undo failed too: {failure}")
         raise
 
@@ -292,7 +289,7 @@ async def undo_all(steps: Steps, journal: Journal) -> list[BaseException]:
         if name not in by_name
     ]
     known = [by_name[name] for name in begun if name in by_name]
-    failures += await _uninterrupted(_undo(known, journal, finish=not failures))
+    failures += await outlast(_undo(known, journal, finish=not failures))
     return failures
 
 
@@ -354,22 +351,3 @@ async def _undo(
     else:
         journal.finish()
     return failures
-
-
-async def _uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which runs to its end even when the caller is cancelled."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except BaseException:
-            break
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import stat
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from smallstack.hypervisor.store import (
     Layer,
     Store,
     VmDirectory,
-    replace_file,
     to_json,
 )
 from smallstack.proto.enums import State
@@ -158,28 +156,3 @@ def test_only_addresses_are_vms(store: Store, directory: VmDirectory) -> None:
     (store.vms / "lost+found").mkdir()
     (store.vms / "198.51.100.300").mkdir()
     assert [found.ip for found in store.list()] == [IP]
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "record"
-    replace_file(path, b"old", 0o600)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-    def full(fd: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
-        with pytest.raises(OSError, match="No space left"):
-            replace_file(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-    replace_file(path, b"new", sync=False)
-    assert path.read_bytes() == b"new"
-
-
-def test_short_writes_are_carried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:3]))
-    replace_file(tmp_path / "x", b"0123456789")
-    assert (tmp_path / "x").read_bytes() == b"0123456789"

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from smallstack import steps
+from smallstack.durable import sync_directory
 from smallstack.hypervisor.agent import Agent
 from smallstack.hypervisor.checks import check_create
 from smallstack.hypervisor.dhcp_wait import DhcpWait
@@ -36,7 +37,7 @@ from smallstack.hypervisor.errors import (
 )
 from smallstack.hypervisor.images import KnownImage
 from smallstack.hypervisor.roots import RootWanted, full_disk, label_of, size_of
-from smallstack.hypervisor.store import AgentRecord, remove_tree, sync_directory
+from smallstack.hypervisor.store import AgentRecord, remove_tree
 from smallstack.hypervisor.vm import Vm
 from smallstack.machine import process
 from smallstack.network.subnets import Caller, parse_ip

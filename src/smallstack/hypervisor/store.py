@@ -32,6 +32,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from smallstack.durable import replace_file, sync_directory
 from smallstack.hypervisor.errors import RecordError, VmExistsError
 from smallstack.proto.hypervisor.create import CreateVmRequest
 from smallstack.proto.kinds import Message
@@ -61,40 +62,6 @@ class AgentRecord(msgspec.Struct, kw_only=True):
     lease: bool = True
     """Whether the VM is to get its address by DHCP."""
     root: Layer = msgspec.field(default_factory=Layer)
-
-
-def replace_file(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
-    """Write a file so that a crash at any point leaves the old content or the new.
-
-    Without ``sync`` that holds for a crash of this process, not of the machine. Raises OSError.
-    """
-    temporary = path.with_name(path.name + "~")
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        fd = os.open(temporary, flags, mode)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            if sync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if sync:
-        sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def to_json(message: Message) -> bytes:

@@ -9,7 +9,6 @@ Ed25519 and 1.53 ms with RSA 2048; OpenSSL 3.0).
 Only this module loads the cryptography package; clients never do.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from smallstack.durable import replace_file
 from smallstack.identity.certificate import (
     GROUPS_OID,
     METHODS_OID,
@@ -52,8 +52,8 @@ class Issued(NamedTuple):
         names = (f"{stem}.cert", f"{stem}.key") if stem else ("cert.pem", "key.pem")
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         places = directory / names[0], directory / names[1]
-        _write(places[1], self.key, 0o600)
-        _write(places[0], self.certificate, 0o644)
+        replace_file(places[1], self.key, 0o600)
+        replace_file(places[0], self.certificate, 0o644)
         return places
 
     def write_server(self, directory: Path, authority: "Authority") -> None:
@@ -65,7 +65,7 @@ class Issued(NamedTuple):
         for name in ("ca.pem", "identity-ca.pem"):
             source = authority.directory / name
             if source.exists():
-                _write(directory / name, source.read_bytes(), 0o644)
+                replace_file(directory / name, source.read_bytes(), 0o644)
 
 
 class Authority:
@@ -119,9 +119,9 @@ def make_ca(
     certificate = builder.sign(key, hashes.SHA256())
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(directory / f"{stem}.key", _key_pem(key), 0o600)
+        replace_file(directory / f"{stem}.key", _key_pem(key), 0o600)
         pem = certificate.public_bytes(serialization.Encoding.PEM)
-        _write(directory / f"{stem}.pem", pem, 0o644)
+        replace_file(directory / f"{stem}.pem", pem, 0o644)
     except OSError as error:
         raise AuthorityError(directory=directory, detail=describe(error)) from error
     return Authority(directory, certificate, key)
@@ -177,7 +177,7 @@ def issue(
     kept = authority.directory / "issued"
     try:
         kept.mkdir(exist_ok=True, mode=0o700)
-        _write(kept / f"{certificate.serial_number:040x}.pem", pem, 0o644)
+        replace_file(kept / f"{certificate.serial_number:040x}.pem", pem, 0o644)
     except OSError as error:
         raise AuthorityError(directory=authority.directory, detail=describe(error)) from error
     return Issued(pem, _key_pem(key))
@@ -235,19 +235,3 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-
-
-def _write(place: Path, content: bytes, mode: int) -> None:
-    """Whole or not at all, and never readable to others meanwhile."""
-    fresh = place.with_name(f".{place.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(fd)
-        fresh.rename(place)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise

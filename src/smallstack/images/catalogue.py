@@ -23,8 +23,9 @@ from typing import Final
 
 import msgspec
 
+from smallstack.durable import sync_directory
 from smallstack.images.errors import CatalogueError, ImageNameError, RefusedError
-from smallstack.images.image_file import DIGEST_SIZE, decode, sync_directory, truncate, write
+from smallstack.images.image_file import DIGEST_SIZE, decode, truncate, write
 from smallstack.images.names import ROOT, check_directory, check_name, parent
 from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Directory, DirectoryMetadata, Image

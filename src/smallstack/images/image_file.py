@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Final, TypeVar
 
+from smallstack.durable import replace_file
 from smallstack.images.errors import RefusedError
 from smallstack.srpc.coder import IMAGE, NEED_MORE
 from smallstack.srpc.gob import Decoder, Encoder
@@ -33,20 +34,7 @@ def write(path: Path, value: object, *, exclusive: bool) -> bytes:
     """
     data = Encoder().encode(value)
     checksum = hashlib.sha512(data).digest()
-    temporary = path.with_name(path.name + "~")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.write(checksum)
-            file.flush()
-            os.fsync(file.fileno())
-        if exclusive:
-            path.hardlink_to(temporary)
-        else:
-            temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    replace_file(path, data + checksum, exclusive=exclusive)
     return checksum
 
 
@@ -55,12 +43,3 @@ def truncate(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(0)
         os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Bring a directory's names to the disk; raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -6,18 +6,18 @@ then takes effect; an error leaves disk and memory as they were.
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msgspec import field
 
+from smallstack.durable import replace_file
 from smallstack.network.addresses import AddressPool, normal
 from smallstack.network.errors import AddressError, RecordError, SubnetError
 from smallstack.network.subnets import Caller, Subnets
+from smallstack.outlast import outlast
 from smallstack.proto.kinds import Message
 from smallstack.proto.vm import Address, Subnet
 from smallstack.srpc.errors import JsonError
@@ -200,36 +200,7 @@ def _read(path: Path, type_: Any) -> Any:
 async def _write(path: Path, value: object, type_: Any, take_effect: Callable[[], None]) -> None:
     """Write a record, then let it take effect; a caller that is cancelled gets both as well."""
     text = to_json(value, type_, indent=4) + b"\n"
-    writing = asyncio.get_running_loop().run_in_executor(None, partial(_replace, path, text))
-    cancelled: asyncio.CancelledError | None = None
-    while not writing.done():
-        try:
-            await asyncio.wait([writing])
-        except asyncio.CancelledError as error:
-            cancelled = error
     try:
-        writing.result()
+        await outlast(asyncio.to_thread(replace_file, path, text), lambda _: take_effect())
     except OSError as error:
         raise RecordError(action="write", path=path, detail=describe(error)) from error
-    take_effect()
-    if cancelled is not None:
-        raise cancelled
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that a crash at any point leaves the old or the new one."""
-    temporary = path.with_name(path.name + "~")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -16,10 +16,10 @@ two, on its way in or out, is claimed in ``_moving``.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from smallstack.objects.errors import (
     CacheFullError,
@@ -39,10 +39,10 @@ from smallstack.objects.source import (
     read_next,
 )
 from smallstack.objects.store import ObjectStore, Stored
+from smallstack.outlast import outlast
 from smallstack.telemetry.errors import SmallStackError, describe
 
 _log = logging.getLogger("smallstack.objects")
-T = TypeVar("T")
 INDEX: Final = ".index"
 BATCH: Final = 1 << 20
 """Bytes handed to a thread at a time; twice this and one object of 1 MiB is what a fetch holds."""
@@ -188,7 +188,7 @@ class ObjectCache:
             with self._claim(gone):
                 for hash_ in gone:
                     self._forget(hash_)
-                await _outlast(asyncio.to_thread(self._index_drop, gone))
+                await outlast(asyncio.to_thread(self._index_drop, gone))
         return lacking
 
     def _inspect(
@@ -228,7 +228,7 @@ class ObjectCache:
                 for hash_ in wrong:
                     self._forget(hash_)
 
-            await _outlast(asyncio.to_thread(self._verify_found, wanted), looked)
+            await outlast(asyncio.to_thread(self._verify_found, wanted), looked)
             room.take(wrong)
             await self._make_room()
             order = [(h, size) for h, size in wanted.items() if h not in self._held]
@@ -310,7 +310,7 @@ class ObjectCache:
                 storing = loop.run_in_executor(None, intake.feed, b"".join(parts))
         finally:
             if storing is not None:
-                await _outlast(storing, publish)
+                await outlast(storing, publish)
         if intake.error is not None:
             raise intake.error
 
@@ -345,7 +345,7 @@ class ObjectCache:
         with self._claim(victims):
             for hash_ in victims:
                 self._forget(hash_)
-            await _outlast(asyncio.to_thread(self._remove, victims))
+            await outlast(asyncio.to_thread(self._remove, victims))
         if self._index.worth_compacting(len(self._held)):
             await asyncio.to_thread(lambda: self._index.compact(self._by_age()))
         return excess
@@ -428,19 +428,3 @@ class _Room:
         """Give back what is left."""
         for hash_ in list(self._left):
             self.give_back(hash_)
-
-
-async def _outlast(work: Awaitable[T], then: Callable[[T], None] | None = None) -> None:
-    """Wait for what a thread does to its end and do ``then``, even if this task is cancelled."""
-    future = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    result = future.result()
-    if then is not None:
-        then(result)
-    if cancelled is not None:
-        raise cancelled

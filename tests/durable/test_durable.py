@@ -1,0 +1,53 @@
+"""A file is whole after a crash or an error, and its mode holds from its first byte on."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from smallstack.durable import replace_file
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record"
+    replace_file(path, b"old", 0o600)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    replace_file(path, b"new", sync=False)
+    assert path.read_bytes() == b"new"
+
+
+def test_short_writes_are_carried_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:3]))
+    replace_file(tmp_path / "x", b"0123456789")
+    assert (tmp_path / "x").read_bytes() == b"0123456789"
+
+
+def test_what_a_crash_left_is_not_written_into(tmp_path: Path) -> None:
+    left = tmp_path / "key~"
+    left.touch(0o644)
+    with left.open("rb") as reader:
+        replace_file(tmp_path / "key", b"secret", 0o600)
+        assert reader.read() == b""
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+
+
+def test_a_name_that_is_taken_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    replace_file(path, b"first", exclusive=True)
+    with pytest.raises(FileExistsError):
+        replace_file(path, b"second", exclusive=True)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]

@@ -264,6 +264,29 @@ async def test_acknowledged(tmp_path: Path, runtime: FakeRuntime) -> None:
         assert not vm.gone
 
 
+async def test_acknowledged_too_late(tmp_path: Path, runtime: FakeRuntime) -> None:
+    """Nobody is told that a VM stays which is already on its way out."""
+    async with running(make_vm(tmp_path, runtime, State.STOPPED)) as vm:
+        vm.directory.expect_acknowledgement()
+        await vm.start()
+        runtime.hold_ended = asyncio.Event()
+        vm.expire_after(0)
+        await vm.until(lambda: vm.state is State.DESTROYING)
+        with pytest.raises(StateError, match="VM is destroying"):
+            await vm.acknowledge()
+        assert not vm.directory.is_acknowledged
+        runtime.hold_ended.set()
+        await vm.until(lambda: vm.gone)
+
+
+async def test_acknowledged_as_its_time_is_over(tmp_path: Path, runtime: FakeRuntime) -> None:
+    async with running(make_vm(tmp_path, runtime, State.STOPPED)) as vm:
+        vm._expire_now()
+        with pytest.raises((StateError, NoVmError)):
+            await vm.acknowledge()
+        await vm.until(lambda: vm.gone)
+
+
 @pytest.mark.parametrize(
     ("state", "found", "end", "done"),
     [
@@ -387,6 +410,20 @@ async def test_a_deletion_that_fails_may_be_repeated(tmp_path: Path, runtime: Fa
         assert not vm.gone
         assert on_disk(vm) is State.DESTROYING  # a restart would go on with it
         runtime.delete_error = None
+        await vm.destroy()
+        assert vm.gone
+
+
+async def test_an_earlier_failure_is_not_the_next_ones(
+    tmp_path: Path, runtime: FakeRuntime
+) -> None:
+    """Destroying a running VM takes a moment: the outcome is that of this attempt."""
+    runtime.delete_error = OSError(errno.EIO, "Input/output error")
+    async with running(make_vm(tmp_path, runtime, State.STOPPED)) as vm:
+        with pytest.raises(DiskError, match="Input/output error"):
+            await vm.destroy()
+        runtime.delete_error = None
+        await vm.start()
         await vm.destroy()
         assert vm.gone
 

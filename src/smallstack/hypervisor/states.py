@@ -18,7 +18,8 @@
                                               ▼
                                             (gone)
 
-Requests come from callers (START STOP REBOOT DESTROY), from the agent itself (EXPIRE: the create
+Requests come from callers (START STOP REBOOT DESTROY; ACKNOWLEDGE, which keeps a new VM in any state
+but ``destroying``), from the agent itself (EXPIRE: the create
 was not acknowledged, or its client went away; FIND: look for what an earlier run of the agent
 left, at start; what came of it is FOUND or LOST) and from the machine (UP, FAILED, and its ends).
 A pair of state and event either leads to a state with an action, or is refused with a text; nothing
@@ -50,6 +51,7 @@ class Event(Enum):
     STOP = "stop"
     REBOOT = "reboot"
     DESTROY = "destroy"
+    ACKNOWLEDGE = "acknowledge"
     EXPIRE = "expire"
     FIND = "find"
     FOUND = "found"
@@ -71,6 +73,7 @@ class Action(Enum):
     ASK_REBOOT = "ask the guest to reboot"
     QUIT = "quit the machine"
     DELETE = "delete everything"
+    KEEP = "note that its creator knows it"
     SEARCH = "look for the machine of an earlier run: FOUND or LOST"
     POWERED_DOWN = "stopped for good, destroyed if the VM wants that"
 
@@ -89,7 +92,7 @@ _S, _E, _A = State, Event, Action
 STOP_TIMEOUT: Final = 15.0
 """Seconds that a guest has to obey a stop."""
 
-REQUESTS: Final = (_E.START, _E.STOP, _E.REBOOT, _E.DESTROY)
+REQUESTS: Final = (_E.START, _E.STOP, _E.REBOOT, _E.DESTROY, _E.ACKNOWLEDGE)
 """What callers may ask for; the only events that are ever refused."""
 
 ENDS: Final = (_E.GUEST_SHUTDOWN, _E.GUEST_REBOOT, _E.CRASHED, _E.QUIT)
@@ -148,6 +151,7 @@ _REQUESTS: Final[dict[State, dict[Event, Rule]]] = {
         _E.STOP: _refuse("VM is destroying"),
         _E.REBOOT: _refuse("VM is destroying"),
         _E.DESTROY: _refuse("VM is already destroying"),
+        _E.ACKNOWLEDGE: _refuse("VM is destroying"),
         _E.EXPIRE: IGNORED,
         _E.FIND: Rule(None, _A.SEARCH),
     },
@@ -218,8 +222,10 @@ _MACHINE: Final[dict[State, dict[Event, Rule]]] = {
     },
 }
 
+_KEPT: Final[dict[Event, Rule]] = {_E.ACKNOWLEDGE: Rule(None, _A.KEEP)}
+
 TABLE: Final[dict[tuple[State, Event], Rule]] = {
-    (state, event): (_REQUESTS[state] | _MACHINE.get(state, {})).get(event, IGNORED)
+    (state, event): (_KEPT | _REQUESTS[state] | _MACHINE.get(state, {})).get(event, IGNORED)
     for state in State
     for event in Event
 }

@@ -7,9 +7,9 @@ to be refused is refused at once. Reads look at ``record`` and wait for nobody.
 
 ::
 
-    callers ──► start stop reboot destroy ──┐
-    machine ──► UP FAILED and its ends ─────┼─► queue ─► table ─► record on disk ─► action
-    agent   ──► FIND EXPIRE ────────────────┘
+    callers ──► start stop reboot destroy acknowledge ─┐
+    machine ──► UP FAILED and its ends ────────────────┼─► queue ─► table ─► record ─► action
+    agent   ──► FIND EXPIRE ───────────────────────────┘
 
 A state is on disk before its action begins, where a crash in between would matter: START. A full
 disk refuses a START and nothing else: stopping and destroying are the ways out of it.
@@ -171,15 +171,13 @@ class Vm:
 
     async def destroy(self) -> None:
         """End and delete it; returns when nothing is left. Raises DiskError."""
-        await self._post(Event.DESTROY)
-        await self._deleted()
+        await self._post_end(Event.DESTROY)
 
     async def expire(self) -> None:
         """As `destroy`, in any state and in spite of its protection: nobody knows of the VM."""
         if self._gone:
             return
-        await self._post(Event.EXPIRE)
-        await self._deleted()
+        await self._post_end(Event.EXPIRE)
 
     async def find(self) -> None:
         """At start: take up what an earlier run left, as the table says.
@@ -201,14 +199,14 @@ class Vm:
         self._expiry = asyncio.get_running_loop().call_later(seconds, self._expire_now)
 
     async def acknowledge(self) -> None:
-        """The creator knows the VM: it stays. May be repeated. Raises DiskError."""
+        """The creator knows the VM: it stays. May be repeated. Raises DiskError.
+
+        Too late when its time is over: then it is being destroyed, or gone.
+        """
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
-        try:
-            await asyncio.to_thread(self.directory.acknowledge)
-        except OSError as error:
-            raise DiskError(path=self.directory.path, detail=describe(error)) from error
+        await self._post(Event.ACKNOWLEDGE)
 
     async def replace_user_data(self, store: Callable[[Path], Awaitable[None]]) -> None:
         """New user data, written by ``store`` into the file it is given. Raises what ``store``
@@ -287,6 +285,8 @@ class Vm:
                 self._quit()
             case Action.DELETE:
                 await self._delete()
+            case Action.KEEP:
+                await self._keep()
             case Action.POWERED_DOWN:
                 if self.info.destroy_on_powerdown and not self.info.destroy_protection:
                     self._powered_down = True
@@ -404,8 +404,13 @@ class Vm:
         else:
             self._put(Event.LOST)
 
+    async def _keep(self) -> None:
+        try:
+            await asyncio.to_thread(self.directory.acknowledge)
+        except OSError as error:
+            raise DiskError(path=self.directory.path, detail=describe(error)) from error
+
     async def _delete(self) -> None:
-        self._delete_error = None
         try:
             await self.runtime.delete(self)
         except Exception as error:
@@ -417,7 +422,9 @@ class Vm:
             self._gone = True
         self._tell()
 
-    async def _deleted(self) -> None:
+    async def _post_end(self, event: Event) -> None:
+        self._delete_error = None  # that of an earlier attempt says nothing of this one
+        await self._post(event)
         await self.until(lambda: self._delete_error is not None)
         if self._delete_error is not None:
             raise DiskError(

@@ -114,9 +114,8 @@ YEAR_ONE: Final = -62135596800
 """Unix seconds of 0001-01-01T00:00:00Z, the zero time."""
 
 _EPOCH: Final = datetime(1970, 1, 1)
-_RFC3339 = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(?:([Zz])|([+-])(\d\d):(\d\d))",
-    re.ASCII,
+_RFC3339: Final = (
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(?:([Zz])|([+-])(\d\d):(\d\d))"
 )
 
 
@@ -183,7 +182,7 @@ class Time(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Self:
         """The reverse of :meth:`rfc3339`; raises ValueError for anything but RFC 3339."""
-        match = _RFC3339.fullmatch(text)
+        match = re.fullmatch(_RFC3339, text, re.ASCII)
         if match is None:
             raise ValueError(f"not an RFC 3339 time: {text[:64]!r}")
         date, clock, fraction, utc, sign, hours, minutes = match.groups()

@@ -151,9 +151,13 @@ async def test_stalling_in_the_middle_ends_the_connection(serve: Serve) -> None:
 
 
 async def test_an_idle_connection_is_not_a_stalling_one(serve: Serve) -> None:
-    async with serve(stall_timeout=0.05) as running:
+    async with serve(stall_timeout=0.2) as running:
         reader, writer = await _connected(running)
-        await asyncio.sleep(0.2)
+        other, stalling = await _connected(running)
+        stalling.write(b"Hypervisor.Get")
+        # Given up after the time for which the other one has been silent as well, and longer.
+        await _drain(other)
+        stalling.close()
         writer.write(b"\n")
         assert await reader.readexactly(1) == b"\n"
         writer.close()
@@ -286,24 +290,22 @@ async def test_resets_at_every_moment(serve: Serve, certificates: Certificates) 
 
 async def test_reading_pauses_when_a_handler_does_not_read(serve: Serve) -> None:
     held: list[Any] = []
-    entered, release = asyncio.Event(), asyncio.Event()
+    full, release = asyncio.Event(), asyncio.Event()
 
     async def ignore(call: Call) -> None:
         held.append(call.conn)
-        entered.set()
+        while len(call.conn.peek()) <= READ_HIGH:
+            await call.conn.more()
+        full.set()
         await release.wait()
 
     async with serve() as running:
         running.server.register("Hypervisor", {"GetUpdates": ignore})
         _, writer = await _connected(running)
-        writer.write(b"Hypervisor.GetUpdates\n")
-        await entered.wait()
-        writer.write(b"x" * 30_000_000)
-        sent = 0
-        while (size := writer.transport.get_write_buffer_size()) != sent:
-            sent = size
-            await asyncio.sleep(0.05)
-        assert sent > 10_000_000
+        writer.write(b"Hypervisor.GetUpdates\n" + b"x" * 30_000_000)
+        await full.wait()
+        assert await _works(running)  # the loop has had many a turn in which to read more
+        assert writer.transport.get_write_buffer_size() > 10_000_000
         assert len(held[0].peek()) <= 2 * READ_HIGH
         writer.transport.abort()
         release.set()

@@ -16,6 +16,7 @@ from typing import Any
 
 from smallstack.daemon.run import Runtime, run
 from smallstack.hypervisor.daemon import SETTINGS, serve
+from smallstack.machine import process
 from smallstack.settings import load
 from smallstack.telemetry.log import setup
 
@@ -65,6 +66,7 @@ def main() -> None:
     told: dict[str, Any] = json.loads(sys.argv[1])
     setup("debug")
     values = load(SETTINGS, told["flags"])
+    process.EXIT_LIMIT = told.get("exit_limit", process.EXIT_LIMIT)
     hook = Hook(Path(told["control"]), Path(told["flags"]["state_dir"]))
 
     async def work(runtime: Runtime) -> None:

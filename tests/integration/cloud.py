@@ -12,9 +12,11 @@ from typing import Any
 
 from smallstack.client.hypervisor import HypervisorClient
 from smallstack.client.imageserver import ImageServerClient
+from smallstack.control.namespace import private_mounts_command
 from smallstack.control.sandbox import Daemon, start_daemon
 from smallstack.identity import pki
 from smallstack.identity.credentials import ClientCredentials
+from smallstack.machine.process import EXIT_LIMIT
 from smallstack.proto.enums import State
 from smallstack.proto.hypervisor.every import (
     ChangeAddressPoolRequest,
@@ -143,8 +145,17 @@ class Cloud:
         said, _ = await process.communicate()
         assert process.returncode == 0, said.decode()
 
-    async def start_hypervisor(self, acknowledge_seconds: float = 15.0, **flags: str) -> None:
-        """Start it, with a log of its own; it makes the bridge if need be."""
+    async def start_hypervisor(
+        self,
+        acknowledge_seconds: float = 15.0,
+        exit_limit: float = EXIT_LIMIT,
+        script: str = "",
+        **flags: str,
+    ) -> None:
+        """Start it, with a log of its own; it makes the bridge if need be.
+
+        A shell runs ``script`` first, in a mount namespace that the hypervisor stays in.
+        """
         self._starts += 1
         told = {
             "flags": {
@@ -158,8 +169,11 @@ class Cloud:
             },
             "control": str(self.control),
             "acknowledge_seconds": acknowledge_seconds,
+            "exit_limit": exit_limit,
         }
         command = [sys.executable, "-m", "tests.integration.agent", json.dumps(told)]
+        if script:
+            command = private_mounts_command(["sh", "-c", script + '; exec "$@"', "sh", *command])
         log = self.directory / f"hypervisor.{self._starts}.log"
         self.hypervisor = await start_daemon("hypervisor", command, log, self.directory)
 

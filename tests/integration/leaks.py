@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from smallstack.machine.cgroup import PREFIX, state_name
+
 CACHES = ("objects", "bricks")
 """Directories whose content is bounded and shared, and may grow."""
 
@@ -24,6 +26,8 @@ class Snapshot:
     descriptors: Counter[str] = field(default_factory=Counter)
     """The agent's, by kind."""
     loops: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    """Control groups of the agent and of its machines, each with how many processes it has."""
     namespaces: int = 0
     rules: str = ""
 
@@ -49,9 +53,21 @@ def take(agent_pid: int, directories: Sequence[Path]) -> Snapshot:
         processes=Counter((uid, name) for _, uid, name in processes()),
         descriptors=_descriptors(agent_pid),
         loops=_loops([str(directory) for directory in directories]),
+        groups=[group for directory in directories for group in groups(directory)],
         namespaces=len(_namespaces(agent_pid)),
         rules=_rules(),
     )
+
+
+def groups(state: Path) -> list[str]:
+    """The control groups of the agent with that state directory, in whatever hierarchy."""
+    found = []
+    for root, names, _ in os.walk("/sys/fs/cgroup"):
+        for name in names:
+            path = Path(root) / name
+            if PREFIX + state_name(state) in path.parts:
+                found.append(f"{path}: {len((path / 'cgroup.procs').read_text().split())}")
+    return sorted(found)
 
 
 def _loops(directories: list[str]) -> list[str]:
@@ -117,9 +133,8 @@ def _namespaces(pid: int) -> set[str]:
 
 
 def _rules() -> str:
-    """The rules, without counters and without what was learnt for a minute (the set `pace`)."""
+    """The rules and sets, without counters."""
     text = re.sub(r"packets \d+ bytes \d+", "", _run("nft", "list", "ruleset"))
-    text = re.sub(r"(set pace \{[^}]*?)elements = \{[^}]*\}", r"\1", text)
     return " ".join(text.split())
 
 

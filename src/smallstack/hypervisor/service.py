@@ -45,6 +45,8 @@ NANOSECONDS = 1_000_000_000
 PROBE_INTERVAL = 0.25
 PROBE_TIMEOUT = 1.0
 """Seconds between attempts to connect to a VM's port, and for one of them."""
+MAX_WAIT = 3600 * NANOSECONDS
+"""Longest wait for a guest, whatever a client asks for."""
 CHUNK = 256 * 1024
 R = TypeVar("R")
 Request = TypeVar("Request")
@@ -148,7 +150,7 @@ class Service:
         if self._agent.parts.store.disabled:
             raise DisabledError
         vm = self._mine(call, request.ip_address, request.access_token)
-        timed_out = await self._with_dhcp(vm, vm.start, request.dhcp_timeout)
+        timed_out = await self._with_dhcp(call, vm, vm.start, request.dhcp_timeout)
         return proto.StartVmResponse(dhcp_timed_out=timed_out)
 
     async def _stop(self, call: Call, request: proto.StopVmRequest) -> proto.StopVmResponse:
@@ -157,7 +159,7 @@ class Service:
 
     async def _reboot(self, call: Call, request: proto.RebootVmRequest) -> proto.RebootVmResponse:
         vm = self._mine(call, request.ip_address)
-        timed_out = await self._with_dhcp(vm, vm.reboot, request.dhcp_timeout)
+        timed_out = await self._with_dhcp(call, vm, vm.reboot, request.dhcp_timeout)
         return proto.RebootVmResponse(dhcp_timed_out=timed_out)
 
     async def _destroy(
@@ -167,16 +169,19 @@ class Service:
         return proto.DestroyVmResponse()
 
     async def _with_dhcp(
-        self, vm: Vm, work: Callable[[], Awaitable[None]], timeout_ns: int
+        self, call: Call, vm: Vm, work: Callable[[], Awaitable[None]], timeout_ns: int
     ) -> bool:
-        """Do something that boots the guest, then wait for its DHCP; whether time ran out."""
+        """Do something that boots the guest, then wait for its DHCP; whether time ran out.
+
+        The wait ends with the caller; what boots the guest does not.
+        """
         if timeout_ns <= 0:
             await work()
             return False
         wait = DhcpWait(self._agent.parts.wiring.dhcp, vm)
         try:
             await work()
-            return await wait.wait(timeout_ns)
+            return await call.conn.while_connected(wait.wait(min(timeout_ns, MAX_WAIT)))
         finally:
             wait.close()
 
@@ -227,12 +232,13 @@ class Service:
         )
 
     async def _probe(
-        self, _call: Call, request: proto.ProbeVmPortRequest
+        self, call: Call, request: proto.ProbeVmPortRequest
     ) -> proto.ProbeVmPortResponse:
         vm = self._agent.vm(request.ip_address)
         if not 0 < request.port_number < 1 << 16:
             raise RequestError(detail=f"there is no port {request.port_number}")
-        opened = await probe_port(vm.ip, request.port_number, request.timeout / NANOSECONDS)
+        seconds = min(request.timeout, MAX_WAIT) / NANOSECONDS
+        opened = await call.conn.while_connected(probe_port(vm.ip, request.port_number, seconds))
         return proto.ProbeVmPortResponse(port_is_open=opened)
 
     # Streams.

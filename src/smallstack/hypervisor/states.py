@@ -18,10 +18,10 @@
                                               ▼
                                             (gone)
 
-Requests come from callers (START STOP REBOOT DESTROY; ACKNOWLEDGE, which keeps a new VM in any state
-but ``destroying``), from the agent itself (EXPIRE: the create
-was not acknowledged, or its client went away; FIND: look for what an earlier run of the agent
-left, at start; what came of it is FOUND or LOST) and from the machine (UP, FAILED, and its ends).
+Requests come from callers (START STOP REBOOT DESTROY; ACKNOWLEDGE, which keeps a new VM in any
+state but ``destroying``), from the agent itself (EXPIRE: the create was not acknowledged, or its
+client went away; FIND: look for what an earlier run of the agent left, at start; what came of it
+is FOUND or LOST) and from the machine (UP, FAILED, and its ends).
 A pair of state and event either leads to a state with an action, or is refused with a text; nothing
 is left out. Where an event is none of a state's business, such as the end of a machine that was
 given up, it is ignored.

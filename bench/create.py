@@ -21,7 +21,7 @@ from bench.results import finish, median, spread
 from smallstack.cli.breakdown import DHCP_ACK, QEMU_EXEC
 from smallstack.cli.demo_inside import IMAGE, add_image, create_process, run_tool
 from smallstack.control.create import Created
-from smallstack.control.namespace import become_init, enter, inside, prepare
+from smallstack.control.namespace import become_init, inside, prepare, run_in_namespaces
 from smallstack.control.sandbox import Sandbox
 from smallstack.settings import cache_directory
 
@@ -48,7 +48,7 @@ def run(count: int, warm_up: int, json_file: Path | None, picture_file: Path) ->
         if os.geteuid() != 0:
             print("bench: namespaces, a bridge and taps need root", file=sys.stderr)
             return 1
-        enter([sys.executable, "-m", "bench", *sys.argv[1:]])
+        return run_in_namespaces([sys.executable, "-m", "bench", *sys.argv[1:]])
     become_init()
     prepare()
     directory = cache_directory() / f"bench-{os.getpid()}-{time.time_ns():x}"

@@ -10,21 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from smallstack.settings import cache_directory
+
 pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.xdist_group("demo")]
 DEMO = [sys.executable, "-m", "smallstack.cli.smallstack"]
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(tmp_path: Path, appliance: Path) -> dict[str, str]:
     """A cache of its own, so that a demo that somebody keeps on this machine is left alone."""
-    if "SMALLSTACK_APPLIANCE" not in os.environ:
-        pytest.skip("no appliance: run through ./dev test")
     cache = tmp_path / "cache"
     cache.mkdir()
-    for entry in Path(os.environ["SMALLSTACK_CACHE"]).iterdir():
+    for entry in cache_directory().iterdir():
         if entry.name != "demo":
             (cache / entry.name).symlink_to(entry)
-    return {**os.environ, "SMALLSTACK_CACHE": str(cache)}
+    named = {"SMALLSTACK_CACHE": str(cache), "SMALLSTACK_APPLIANCE": str(appliance.parent)}
+    return {**os.environ, **named}
 
 
 def members(pid: int) -> list[int]:
@@ -74,8 +75,9 @@ def test_the_whole_demo(environment: dict[str, str], tmp_path: Path) -> None:
     assert re.search(r"whole process +\d\.\d{3} s +1\.216 s", done.stdout)
     assert "console | smallstack: ready ip=198.51.100." in done.stdout
     assert '"Hostname": "demo"' in done.stdout
-    assert "program | my-program-runs" in done.stdout
-    assert "program | smallstack: /run/user-data ended with status 3" in done.stdout
+    # The console's shell starts beside the program: its prompt may come first.
+    assert re.search(r"^  program \| .*my-program-runs$", done.stdout, re.MULTILINE)
+    assert "smallstack: /run/user-data ended with status 3" in done.stdout
     assert "<h1>It runs.</h1>" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(os.listdir("/sys/class/net")) == links  # noqa: PTH208
@@ -85,8 +87,9 @@ def test_the_whole_demo(environment: dict[str, str], tmp_path: Path) -> None:
     ("number", "options", "moment"),
     [
         (signal.SIGINT, [], "starting VM"),
+        (signal.SIGTERM, [], "starting VM"),
         (signal.SIGKILL, [], "starting VM"),
-        # In its last moment before it is noted for `down`.
+        # About when it is noted for `down`.
         (signal.SIGKILL, ["--keep"], "Port 80 is open"),
     ],
 )
@@ -112,9 +115,26 @@ def test_nothing_outlives_it(
         os.killpg(demo.pid, number)  # a terminal's Ctrl-C goes to the whole group
     else:
         demo.send_signal(number)
-    demo.wait()
+    status = demo.wait()
+    assert status == (-signal.SIGKILL if number is signal.SIGKILL else 130)
+    if options:  # it has ended too, or it is found
+        subprocess.run([*DEMO, "down"], env=environment, check=True)
     wait_all_gone(pidfds)
     demo.stderr.close()
+
+
+def test_one_at_a_time(environment: dict[str, str]) -> None:
+    with subprocess.Popen([*DEMO, "demo"], env=environment, stderr=subprocess.PIPE) as demo:
+        assert demo.stderr
+        demo.stderr.readline()
+        for options in ([], ["--keep"]):
+            command = [*DEMO, "demo", *options]
+            second = subprocess.run(command, env=environment, capture_output=True, check=False)
+            assert second.returncode == 1
+            assert b"another demo is running" in second.stderr
+        demo.terminate()
+        demo.stderr.read()
+    assert demo.returncode == 130
 
 
 def test_what_it_says_to_try_works(environment: dict[str, str]) -> None:

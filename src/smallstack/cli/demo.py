@@ -1,11 +1,12 @@
 """``smallstack demo`` and ``smallstack down``: the outside of the demo.
 
-The demo itself runs inside namespaces of its own (``demo_inside``). Without ``--keep`` this
-process becomes ``unshare``, whose end, however it comes, ends everything inside. With ``--keep``
-it leaves ``unshare`` behind in a session of its own and notes it for ``down``.
+The demo itself runs inside namespaces of its own (``demo_inside``). Without ``--keep`` the end of
+this process, however it comes, ends everything inside. With ``--keep`` it leaves ``unshare`` behind
+in a session of its own and notes it for ``down``.
 """
 
 import contextlib
+import fcntl
 import os
 import selectors
 import signal
@@ -18,7 +19,14 @@ import click
 import msgspec
 
 from smallstack.cli.options import fail
-from smallstack.control.namespace import NamespaceError, enter, inside, unshare_command
+from smallstack.control.namespace import (
+    INSIDE,
+    NamespaceError,
+    first_inside,
+    inside,
+    run_in_namespaces,
+    unshare_command,
+)
 from smallstack.settings import cache_directory
 
 RUN_PRIVATE = "run"
@@ -69,12 +77,11 @@ def command(
         with program.open("rb") as file:
             if not file.read(len(ELF)).startswith((ELF, SCRIPT)):
                 fail(f"--run {program}: neither a static program nor a script beginning with #!")
-    if not keep:
-        try:
-            enter([sys.executable, *_own_arguments()])
-        except NamespaceError as error:
-            fail(str(error))
-    sys.exit(_leave_running())
+    lock = _lock()
+    try:
+        sys.exit(_leave_running(lock) if keep else run_in_namespaces(_own_command(), [lock]))
+    except NamespaceError as error:
+        fail(str(error))
 
 
 @click.command("down")
@@ -88,6 +95,9 @@ def down() -> None:
     # unshare hands no signal on; its end is the end of everything inside (--kill-child).
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     _wait_gone(pidfd)
+    directory = _state_directory()
+    fcntl.flock(directory, fcntl.LOCK_EX)  # the last process inside is gone
+    os.close(directory)
     kept_file().unlink(missing_ok=True)
     print("the demo is down", file=sys.stderr)
 
@@ -115,19 +125,34 @@ def dev() -> str:
     return f"{checkout}/dev" if checkout else "smallstack"
 
 
-def _own_arguments() -> list[str]:
-    return ["-m", "smallstack.cli.smallstack", *sys.argv[1:]]
+def _own_command() -> list[str]:
+    return [sys.executable, "-m", "smallstack.cli.smallstack", *sys.argv[1:]]
 
 
-def _leave_running() -> int:
+def _lock() -> int:
+    """A descriptor that is locked until the last process of the demo, which inherits it, ends."""
+    fd = _state_directory()
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another demo is running, its state is in {kept_file().parent}: wait for its end")
+    return fd
+
+
+def _state_directory() -> int:
+    kept_file().parent.mkdir(parents=True, exist_ok=True)
+    return os.open(kept_file().parent, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _leave_running(lock: int) -> int:
     """Start the demo in a session of its own; return when it says how it went.
 
     The demo stays only when it is told that it was noted for `down`: the end of this process
     before that, however it comes, ends it.
     """
     ours, its = socket.socketpair()
-    environment = {**os.environ, "SMALLSTACK_NAMESPACE": "1"}
-    vector = unshare_command([sys.executable, *_own_arguments(), "--status-fd", str(its.fileno())])
+    environment = {**os.environ, INSIDE: "1"}
+    vector = unshare_command([*_own_command(), "--status-fd", str(its.fileno())])
     # Through pipes: what stays behind must not hold on to the caller's terminal or pipe.
     process = subprocess.Popen(
         vector,
@@ -135,7 +160,7 @@ def _leave_running() -> int:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pass_fds=[its.fileno()],
+        pass_fds=[its.fileno(), lock],
         start_new_session=True,
     )
     its.close()
@@ -148,9 +173,7 @@ def _leave_running() -> int:
     word, _, address = verdict.decode().strip().partition(" ")
     if word != "up":
         return process.wait() or 1
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    kept = Kept(process.pid, _start_time(process.pid) or 0, int(children[0]))
-    kept_file().parent.mkdir(parents=True, exist_ok=True)
+    kept = Kept(process.pid, _start_time(process.pid) or 0, first_inside(process.pid)[0])
     kept_file().write_bytes(msgspec.json.encode(kept))
     ours.sendall(NOTED)
     _print_next(kept.init_pid, address)

@@ -195,7 +195,7 @@ async def show_console(sandbox: Sandbox, ip: str, program: bool) -> None:
             async with asyncio.timeout(PROGRAM_SECONDS):
                 async for line in lines:
                     print(f"  program | {line}", flush=True)
-                    if line.startswith(PROGRAM_ENDED):
+                    if any(words in line for words in PROGRAM_ENDED):  # a prompt may precede
                         break
         except TimeoutError:
             _say(f"the program goes on; its first {PROGRAM_SECONDS} s were listened to")

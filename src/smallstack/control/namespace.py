@@ -8,15 +8,17 @@ with the last of them the network namespace goes, with its bridges, taps and rul
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallstack.telemetry.errors import SmallStackError
+from smallstack.telemetry.errors import SmallStackError, describe
 
 CLONE_NEWNS = 0x20000  # <sched.h>
 # <sys/mount.h>
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 INSIDE = "SMALLSTACK_NAMESPACE"
 
 
@@ -47,16 +49,59 @@ def inside() -> bool:
     return os.environ.get(INSIDE) == "1" and os.getpid() == 1
 
 
-def enter(command: Sequence[str]) -> None:
-    """Replace this process by ``command`` inside new namespaces; returns never."""
-    os.environ[INSIDE] = "1"
+def run_in_namespaces(command: Sequence[str], keep_open: Sequence[int] = ()) -> int:
+    """Run ``command`` as the first process of new namespaces; its exit status.
+
+    SIGTERM is handed on to it, and SIGINT unless it comes from the terminal, which tells everybody.
+    With this process, however it ends, everything inside ends. ``keep_open`` are descriptors that
+    it inherits. Raises NamespaceError.
+    """
+    caught = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+    parent = os.getpid()
+    libc = ctypes.CDLL(None)
+
+    def follow_parent() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, caught)
     vector = unshare_command(command)
-    sys.stdout.flush()
-    sys.stderr.flush()
     try:
-        os.execvp(vector[0], vector)
+        process = subprocess.Popen(
+            vector,
+            env={**os.environ, INSIDE: "1"},
+            pass_fds=keep_open,
+            preexec_fn=follow_parent,  # noqa: PLW1509 - this process has one thread
+        )
     except OSError as error:
-        raise NamespaceError(what="run unshare", reason=error.strerror) from None
+        raise NamespaceError(what="run unshare", reason=describe(error)) from None
+    while process.poll() is None:
+        got = signal.sigwaitinfo(caught)
+        sent = got.si_code <= 0  # SI_USER and its like, not SI_KERNEL: sigaction(2)
+        if got.si_signo == signal.SIGTERM or (got.si_signo == signal.SIGINT and sent):
+            _end_inside(process)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _end_inside(process: "subprocess.Popen[bytes]") -> None:
+    """SIGTERM for the first process inside; unshare itself minds none."""
+    children = first_inside(process.pid)
+    if not children:
+        process.kill()
+    for child in children:
+        os.kill(child, signal.SIGTERM)
+
+
+def first_inside(unshare_pid: int) -> list[int]:
+    """The process that ``unshare`` has started, as this PID namespace counts; none if it has not.
+
+    Of the caller's own children only.
+    """
+    path = Path(f"/proc/{unshare_pid}/task/{unshare_pid}/children")
+    return [int(word) for word in path.read_text().split()]
 
 
 def become_init() -> None:

@@ -25,14 +25,11 @@ LONG = 10**18
 
 
 class Finished(NoObserver):
-    """Tells of a call's beginning and of its end."""
+    """Tells that a call has asked for its VM, and that it has ended."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
         self.ended = asyncio.Event()
-
-    def started(self, method: str) -> None:
-        self.begun.set()
 
     def finished(self, method: str, seconds: float, outcome: str) -> None:
         self.ended.set()
@@ -50,10 +47,15 @@ async def serving(path: Path, observer: Finished) -> AsyncIterator[tuple[Vm, str
     vm.info.address.ip_address = "127.0.0.1"
     task = vm.begin()
     await vm.start()
+
+    def find(_ip: str) -> Vm:
+        observer.begun.set()
+        return vm
+
     parts = SimpleNamespace(
         store=SimpleNamespace(disabled=False), wiring=SimpleNamespace(dhcp=DhcpServer())
     )
-    agent = cast("Agent", SimpleNamespace(vm=lambda _ip: vm, parts=parts))
+    agent = cast("Agent", SimpleNamespace(vm=find, parts=parts))
     server = Server(insecure=True, observer=observer)
     server.register("Hypervisor", Service(agent).handlers())
     listener = Listener(server)

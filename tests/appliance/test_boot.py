@@ -51,15 +51,18 @@ class Metadata(http.server.ThreadingHTTPServer):
 
     def __init__(self, pages: dict[str, bytes]) -> None:
         self.asked: list[str] = []
-        asked = self.asked
+        self.cut: dict[str, int] = {}
+        """Bytes after which the first answer for a path ends too early."""
+        asked, cut = self.asked, self.cut
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 asked.append(self.path)
                 body = pages.get(self.path)
                 self.send_response(404 if body is None else 200)
+                self.send_header("Content-Length", str(len(body or b"")))
                 self.end_headers()
-                self.wfile.write(body or b"")
+                self.wfile.write((body or b"")[: cut.pop(self.path, None)])
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's
                 pass
@@ -256,6 +259,21 @@ def test_a_program_as_user_data(
     with Guest(kernel, disk, tmp_path, netdev=server.netdev) as guest:
         guest.wait_console("/run/user-data as 0 of 1 under Linux")
         guest.wait_console("smallstack: /run/user-data ended with status 0")
+
+
+def test_a_transfer_that_is_cut_begins_anew(
+    kernel: Path, disk: Path, tmp_path: Path, serve: Serve
+) -> None:
+    script = b"#!/bin/sh\n" + b"# padding\n" * 2000 + b"echo has $(wc -c <$0) bytes\n"
+    server = serve({"/latest/user-data": script})
+    server.cut.update({"/latest/user-data": 7000, DOCUMENT_PATH: 20})
+    with Guest(kernel, disk, tmp_path, netdev=server.netdev) as guest:
+        guest.wait_console(f"has {len(script)} bytes")
+        assert server.asked.count("/latest/user-data") == 2
+        assert server.asked.count(DOCUMENT_PATH) == 2
+        begin, end = "smallstack: identity-begin", "smallstack: identity-end"
+        printed = guest.console.partition(begin)[2].partition(end)[0]
+        assert printed.replace("\r", "").strip() == DOCUMENT.decode().strip()
 
 
 def test_other_user_data_is_only_kept(

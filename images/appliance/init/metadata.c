@@ -38,6 +38,17 @@ static int take(struct sink *sink, const char *data, size_t size)
     return 0;
 }
 
+/* Empties the sink for another try: what a cut transfer left must not come before the next. */
+static int empty(struct sink *sink)
+{
+    sink->length = 0;
+    if (sink->fd < 0)
+        return 0;
+    if (SYS3(__NR_lseek, sink->fd, 0, 0) < 0)
+        return -EIO;
+    return (int)SYS2(__NR_ftruncate, sink->fd, 0);
+}
+
 static int wait_for(int fd, short events)
 {
     struct pollfd poll = {.fd = fd, .events = events};
@@ -119,9 +130,11 @@ static int get(const char *path, uint64_t body_max, struct sink *sink)
         int fd = connect_to_server();
 
         if (fd >= 0) {
-            status = exchange(fd, path, body_max, sink);
+            status = empty(sink);
+            if (status == 0)
+                status = exchange(fd, path, body_max, sink);
             sys_close(fd);
-            if (status >= 0 || sink->length > 0)
+            if (status >= 0 || status == -E2BIG || status == -ENOSPC)
                 return status;
         } else {
             status = fd;

@@ -25,6 +25,7 @@ from smallstack.identity import pki as authority
 from smallstack.telemetry.errors import SmallStackError, describe
 
 F = TypeVar("F", bound=Callable[..., Any])
+DAYS = click.IntRange(1, 36500)
 COLUMNS = ("name", "groups", "methods", "until", "left_days")
 
 
@@ -68,7 +69,7 @@ def pki(context: click.Context, directory: Path) -> None:
 @click.option(
     "--identity", is_flag=True, help="a second one that vouches for users and groups, not methods"
 )
-@click.option("--days", default=authority.AUTHORITY_DAYS, show_default=True)
+@click.option("--days", type=DAYS, default=authority.AUTHORITY_DAYS, show_default=True)
 @click.pass_obj
 @_told
 def make_ca(directory: Path, name: str, identity: bool, days: int) -> None:
@@ -91,7 +92,7 @@ def make_ca(directory: Path, name: str, identity: bool, days: int) -> None:
 @click.option("--server", is_flag=True, help="for a daemon; give methods if it calls others")
 @click.option("--host", "names", multiple=True, help="a daemon's host name or address; repeatable")
 @click.option("--identity", is_flag=True, help="signed by the authority for identities only")
-@click.option("--days", default=authority.DEFAULT_DAYS, show_default=True)
+@click.option("--days", type=DAYS, default=authority.DEFAULT_DAYS, show_default=True)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

@@ -141,7 +141,8 @@ def issue(
 
     ``names`` are the server's host names and addresses. A daemon that calls others (a Hypervisor
     its image server) needs ``methods`` too, or it can only serve.
-    Raises AuthorityError for an empty name or a method without exactly one dot.
+    Raises AuthorityError for an empty name, a method without exactly one dot or a host that is not
+    ASCII.
     """
     if not common_name or len(common_name) > 64:
         raise AuthorityError(
@@ -166,7 +167,8 @@ def issue(
     )
     if names:
         builder = builder.add_extension(
-            x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
+            x509.SubjectAlternativeName([_general_name(authority, name) for name in names]),
+            critical=False,
         )
     for oid, values in ((METHODS_OID, methods), (GROUPS_OID, groups)):
         if values:
@@ -222,11 +224,17 @@ def _usage(authority: bool) -> x509.KeyUsage:
     )
 
 
-def _general_name(name: str) -> x509.GeneralName:
+def _general_name(authority: Authority, name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ip_address(name))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(name)
+    except ValueError as error:
+        raise AuthorityError(
+            directory=authority.directory, detail=f"host {name!r} is no ASCII name: write xn--…"
+        ) from error
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

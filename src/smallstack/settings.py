@@ -128,7 +128,7 @@ def load(
 def show_config(values: Values) -> str:
     """One line per setting: ``name = value  # origin``; what ``--show-config`` prints."""
     rows = [
-        (f"{setting.name} = {_shown(values[setting])}", values.origin(setting))
+        (f"{setting.name} = {_shown(setting, values[setting])}", values.origin(setting))
         for setting in values.settings
     ]
     width = max((len(text) for text, _ in rows), default=0)
@@ -146,7 +146,7 @@ def click_options(settings: Iterable[Setting[Any]]) -> Callable[[F], F]:
     def decorate(command: F) -> F:
         for setting in reversed(list(settings)):
             flag = setting.flag
-            shown = f"{setting.help}  [default: {_shown(setting.default)}]"
+            shown = f"{setting.help}  [default: {_shown(setting, setting.default)}]"
             if setting.type is boolean:
                 declaration = f"{flag}/--no-{flag.removeprefix('--')}"
                 option = click.option(declaration, setting.name, default=None, help=shown)
@@ -222,6 +222,13 @@ def size(value: str) -> int:
     return int(float(match[1]) * 2 ** {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2]])
 
 
+_UNITS: dict[object, tuple[tuple[int, str], ...]] = {
+    duration: ((3600 * 10**9, "h"), (60 * 10**9, "m"), (10**9, "s"), (10**6, "ms")),
+    size: ((2**40, "T"), (2**30, "G"), (2**20, "M"), (2**10, "K")),
+}
+"""By a setting's type: how a value of whole units is shown."""
+
+
 def choice(*allowed: str) -> Callable[[str], str]:
     """One of the given words."""
 
@@ -280,7 +287,11 @@ def _convert(setting: Setting[T], value: Any, origin: str) -> T:
         ) from None
 
 
-def _shown(value: Any) -> str:
+def _shown(setting: Setting[Any], value: Any) -> str:
+    """A value as the settings file has it."""
+    for unit, ends in _UNITS.get(setting.type, ()):
+        if value and value % unit == 0:
+            return f'"{value // unit}{ends}"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):

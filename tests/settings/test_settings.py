@@ -115,3 +115,31 @@ def test_click_options() -> None:
     assert seen == {"port": "7", "state_dir": None, "open_pages": True}
     assert load(ALL, seen, {})[OPEN] is True
     assert "[default: 6976]" in runner.invoke(command, ["--help"]).output
+
+
+@pytest.mark.parametrize(
+    ("kind", "entered", "shown"),
+    [
+        (settings.duration, "30s", '"30s"'),
+        (settings.duration, "60s", '"1m"'),
+        (settings.duration, "90", '"90s"'),
+        (settings.duration, "1500ms", '"1500ms"'),
+        (settings.duration, "0", "0"),
+        (settings.size, "10G", '"10G"'),
+        (settings.size, "1.5G", '"1536M"'),
+        (settings.size, "1000", "1000"),
+    ],
+)
+def test_durations_and_sizes_are_shown_as_they_are_entered(
+    kind: Callable[[str], int], entered: str, shown: str
+) -> None:
+    setting = Setting("limit", kind, kind(entered), "a limit")
+    values = load([setting], environ={})
+    assert show_config(values) == f"limit = {shown}  # default"
+    assert kind(shown.strip('"')) == values[setting]
+
+    @click.command()
+    @settings.click_options([setting])
+    def command(limit: str | None) -> None: ...
+
+    assert f"[default: {shown}]" in CliRunner().invoke(command, ["--help"]).output

@@ -159,13 +159,15 @@ class ImageServer:
 
 async def serve(runtime: Runtime, values: Values) -> None:
     """Run the daemon until it is told to stop; raises SmallStackError if it cannot."""
+    # Before anything is made: without certificates nothing is.
+    credentials = None if values[INSECURE] else _credentials(values)
     state = values[STATE_DIR]
     images = Path(values[IMAGE_DIR] or state / "images")
     server = ImageServer(images, Path(values[OBJECT_DIR] or state / "objects"))
     try:
         await asyncio.to_thread(server.load)
         rpc = Server(
-            None if values[INSECURE] else _credentials(values),
+            credentials,
             insecure=values[INSECURE],
             allow_unauthenticated_reads=values[ALLOW_UNAUTHENTICATED_READS],
             observer=RpcMetrics(runtime.metrics),

@@ -4,6 +4,7 @@ import click
 import pytest
 
 from smallstack.cli.options import parse_bytes, parse_duration, parse_mib, run, with_port
+from smallstack.srpc.client import split_address
 from smallstack.telemetry.errors import SmallStackError
 
 
@@ -21,7 +22,7 @@ def test_durations(text: str, nanoseconds: int) -> None:
     assert parse_duration(text) == nanoseconds
 
 
-@pytest.mark.parametrize("text", ["", "m", "1d", "ten", "1 0x"])
+@pytest.mark.parametrize("text", ["", "m", "1d", "ten", "1 0x", "-5s", "nan", "inf", "3000000h"])
 def test_no_duration(text: str) -> None:
     with pytest.raises(click.BadParameter, match="write 500ms"):
         parse_duration(text)
@@ -33,14 +34,32 @@ def test_sizes() -> None:
     assert parse_mib("1G") == 1024
     assert parse_bytes("16K") == 16384
     assert parse_bytes("7") == 7
-    for text in ("", "M", "lots", "1e999G"):
+    for text in ("", "M", "lots", "1e999G", "nan", "-5M", "100000000T"):
         with pytest.raises(click.BadParameter, match="write 128M"):
             parse_bytes(text)
 
 
-def test_ports() -> None:
-    assert with_port("host", 6976) == "host:6976"
-    assert with_port("host:1", 6976) == "host:1"
+def test_memory_is_at_least_a_mebibyte() -> None:
+    for text in ("0", "512K"):
+        with pytest.raises(click.BadParameter, match="less than 1 MiB"):
+            parse_mib(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "whole", "split"),
+    [
+        ("host", "host:6976", ("host", 6976)),
+        ("host:1", "host:1", ("host", 1)),
+        ("198.51.100.1", "198.51.100.1:6976", ("198.51.100.1", 6976)),
+        ("::1", "[::1]:6976", ("::1", 6976)),
+        ("2001:db8::6971", "[2001:db8::6971]:6976", ("2001:db8::6971", 6976)),
+        ("[::1]", "[::1]:6976", ("::1", 6976)),
+        ("[::1]:1", "[::1]:1", ("::1", 1)),
+    ],
+)
+def test_ports(address: str, whole: str, split: tuple[str, int]) -> None:
+    assert with_port(address, 6976) == whole
+    assert split_address(whole) == split
 
 
 def test_a_failure_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

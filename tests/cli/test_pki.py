@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from smallstack.cli.pki import pki
+from smallstack.cli.smallstack import group as smallstack
 from smallstack.identity import certificate
 from smallstack.identity.credentials import ClientCredentials, ServerCredentials
 
@@ -14,7 +14,10 @@ from smallstack.identity.credentials import ClientCredentials, ServerCredentials
 def _run(directory: Path, *arguments: str, home: Path | None = None) -> Result:
     environment = {"HOME": str(home)} if home else {}
     return CliRunner().invoke(
-        pki, ["--directory", str(directory), *arguments], env=environment, catch_exceptions=False
+        smallstack,
+        ["pki", "--directory", str(directory), *arguments],
+        env=environment,
+        catch_exceptions=False,
     )
 
 
@@ -48,15 +51,18 @@ def test_from_nothing_to_a_daemon_and_a_user(tmp_path: Path) -> None:
         (["issue", "hv1", "--server"], 2, "needs --out"),
         (["issue", "alice", "--host", "x"], 2, "--host is for --server"),
         (["issue", "a/b"], 2, "no slash"),
+        (["issue", "alice", "--days", "99999999"], 2, "'--days': 99999999 is not in the range"),
+        (["issue", "alice", "--days", "-1"], 2, "'--days': -1 is not in the range"),
+        (["make-ca", "--days", "0"], 2, "'--days': 0 is not in the range"),
         (["list"], 0, "nothing was issued"),
     ],
 )
-def test_refusals_are_one_line(
-    tmp_path: Path, arguments: list[str], code: int, text: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_refusals_are_one_line(tmp_path: Path, arguments: list[str], code: int, text: str) -> None:
     result = _run(tmp_path, *arguments)
     assert result.exit_code == code
-    assert text in result.output + capfd.readouterr().err
+    assert text in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_second_authority_and_a_bad_method(tmp_path: Path) -> None:
@@ -67,3 +73,13 @@ def test_a_second_authority_and_a_bad_method(tmp_path: Path) -> None:
     result = _run(tmp_path, "issue", "alice", "--method", "StartVm", "--out", str(tmp_path))
     assert "is not Service.Method" in result.stderr
     assert not (tmp_path / "alice.key").exists()
+
+
+def test_a_host_that_is_no_name_is_told(tmp_path: Path) -> None:
+    assert _run(tmp_path, "make-ca").exit_code == 0
+    arguments = ["--server", "--host", "bä d", "--out", str(tmp_path / "hv")]
+    result = _run(tmp_path, "issue", "hv", *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "host 'bä d' is no ASCII name" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "hv").exists()

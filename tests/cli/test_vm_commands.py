@@ -26,16 +26,39 @@ from smallstack.telemetry.timeline import Phase
     [
         (["create-vm", "--image-name", "x"], "a VM needs a name"),
         (["create-vm", "--hostname", "x"], "no image"),
-        (["create-vm", "--hostname", "x", "--image-name", "x", "--tag", "k"], "write KEY=VALUE"),
-        (["create-vm", "--memory", "some"], "no size"),
-        (["no-such-command"], "No such command"),
-        (["get-vm-info"], "Missing argument"),
+        (["create-vm", "--hostname", "x", "--image-name", "x", "--tag", "k"], "'--tag': 'k' is no"),
+        (["create-vm", "--memory", "some"], "'--memory': 'some' is no size"),
+        (["create-vm", "--memory", "-5M"], "'--memory': '-5M' is no size"),
+        (["create-vm", "--min-free-bytes", "100000000T"], "'--min-free-bytes': "),
+        (["create-vm", "--milli-cpus", "-4"], "'--milli-cpus': -4 is not in"),
+        (["create-vm", "--virtual-cpus", "99999999999999999999"], "'--virtual-cpus': 999"),
+        (["create-vm", "--roundup-power", "-1"], "'--roundup-power': -1 is not in"),
+        (["create-vm", "--dhcp-timeout", "-1s"], "'--dhcp-timeout': '-1s' is no duration"),
+        (["get-vm-info"], "Missing argument 'IP'"),
+        (["get-vm-info", "bogus"], "'IP': 'bogus' is no IPv4 address"),
+        (["start-vm", "198.51.100.300"], "'IP': '198.51.100.300' is no IPv4 address"),
     ],
 )
-def test_a_wrong_command_line_says_what_to_do(words: list[str], said: str) -> None:
+def test_a_wrong_command_line_is_one_line(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(vm_control, words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert result.stderr.endswith(f"; see `vm-control {words[0]} --help`\n")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["no-such-command"], ["--no-such-option"]])
+def test_what_a_tool_does_not_have_is_named(words: list[str]) -> None:
     result = CliRunner().invoke(vm_control, words)
     assert result.exit_code == 2
-    assert said in result.output
+    assert f"'{words[0]}'; see `vm-control --help`\n" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_tool_alone_shows_its_help() -> None:
+    result = CliRunner().invoke(vm_control, [])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: vm-control [OPTIONS] COMMAND")
 
 
 def test_every_command_can_be_asked_for_help() -> None:
@@ -45,9 +68,16 @@ def test_every_command_can_be_asked_for_help() -> None:
 
 
 def test_hyper_control_refuses_nonsense() -> None:
-    result = CliRunner().invoke(hyper_control, ["add-address", "", ""])
-    assert result.exit_code == 2
-    assert "needs a MAC, an IP or both" in result.output
+    for words, said in (
+        (["add-address", "", ""], "needs a MAC, an IP or both"),
+        (["add-address", "52:54:00:00:00:01", "x"], "'x' is no IPv4 address"),
+        (["add-subnet", "lan", "x", "y", "z"], "'GATEWAY': 'x' is no IPv4 address"),
+        (["add-subnet", "lan", "198.51.100.1", "y", "z"], "'MASK': 'y' is no IPv4 address"),
+    ):
+        result = CliRunner().invoke(hyper_control, words)
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
 
 
 def test_no_certificate_is_one_line(tmp_path: Path) -> None:

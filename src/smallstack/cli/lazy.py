@@ -5,21 +5,41 @@ The start of a tool is part of every create, so a command pays only for its own 
 """
 
 import importlib
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 import click
+
+from smallstack.cli.options import fail
 
 Table = Mapping[str, tuple[str, str, str]]
 """Commands by name: module, attribute, one line of help."""
 
 
 class LazyGroup(click.Group):
-    """A group of the commands in a table."""
+    """A group of the commands in a table. A wrong command line is one line, with exit code 2."""
 
     def __init__(self, *args: object, table: Table, **kwargs: object):
         """``table`` maps a command's name to where it is and what it does."""
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self._table = table
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the program to its exit code."""
+        try:
+            code = super().main(*args, **extra, standalone_mode=False)
+        except click.exceptions.NoArgsIsHelpError as bare:
+            bare.show()
+            sys.exit(bare.exit_code)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else self.name
+            fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", error.exit_code)
+        except click.ClickException as error:
+            fail(error.format_message(), error.exit_code)
+        except click.Abort:
+            fail("interrupted", 130)
+        sys.exit(code)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every name, in the order of the table."""

@@ -11,6 +11,6 @@ def parse_tags(tags: Iterable[str]) -> dict[str, list[str]]:
     for tag in tags:
         key, separator, value = tag.partition("=")
         if not (key and separator):
-            raise click.BadParameter(f"{tag!r} is no tag: write KEY=VALUE")
+            raise click.BadParameter(f"{tag!r} is no tag: write KEY=VALUE", param_hint="'--tag'")
         found.setdefault(key, []).append(value)
     return found

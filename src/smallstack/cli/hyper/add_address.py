@@ -5,7 +5,7 @@ import ipaddress
 import click
 
 from smallstack.cli.connect import connector
-from smallstack.cli.options import Target, run
+from smallstack.cli.options import IPv4, Target, run
 from smallstack.proto.hypervisor.network import ChangeAddressPoolRequest
 from smallstack.proto.vm import Address
 
@@ -30,16 +30,13 @@ def command(target: Target, mac: str, ip: str) -> None:
 
 def make_addresses(mac: str, ip: str) -> list[Address]:
     """The addresses that the arguments name."""
-    if mac:
-        return [Address(ip_address=ip, mac_address=mac)]
-    if not ip:
+    if not (mac or ip):
         raise click.UsageError("an address needs a MAC, an IP or both")
-    try:
-        first, _, last = ip.partition("-")
-        low = ipaddress.IPv4Address(first)
-        high = ipaddress.IPv4Address(last) if last else low
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+    if mac:
+        return [Address(ip_address=IPv4()(ip) if ip else "", mac_address=mac)]
+    first, _, last = ip.partition("-")
+    low = ipaddress.IPv4Address(IPv4()(first))
+    high = ipaddress.IPv4Address(IPv4()(last or first))
     if not int(low) <= int(high) <= int(low) + 65535:
         raise click.BadParameter(f"{ip}: the range runs from low to high, 65536 at most")
     return [derived(ipaddress.IPv4Address(n)) for n in range(int(low), int(high) + 1)]

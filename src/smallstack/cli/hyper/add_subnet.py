@@ -3,16 +3,16 @@
 import click
 
 from smallstack.cli.connect import connector
-from smallstack.cli.options import Target, run
+from smallstack.cli.options import IPv4, Target, run
 from smallstack.proto.hypervisor.network import UpdateSubnetsRequest
 from smallstack.proto.vm import Subnet
 
 
 @click.command("add-subnet")
 @click.argument("subnet_id", metavar="ID")
-@click.argument("gateway")
-@click.argument("mask")
-@click.argument("dns", nargs=-1)
+@click.argument("gateway", type=IPv4())
+@click.argument("mask", type=IPv4())
+@click.argument("dns", nargs=-1, type=IPv4())
 @click.option("--domain-name", default="", help="what guests append to bare names")
 @click.option("--vlan-id", type=click.IntRange(0, 4094), default=0, show_default=True)
 @click.option("--allowed-user", "users", multiple=True, help="repeatable; none: everybody")

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from smallstack.cli.connect import connector
-from smallstack.cli.options import Duration, Target, run
+from smallstack.cli.options import Duration, IPv4, Target, run
 from smallstack.cli.transcript import Transcript
 from smallstack.client.hypervisor import HypervisorClient
 from smallstack.control.create import After, wait_after, wait_dhcp
@@ -51,7 +51,7 @@ def boot_command(name: str, text: str, boot: Boot) -> click.Command:
     """A command that boots one VM by ``boot`` and waits as its options say."""
 
     @click.command(name, help=text)
-    @click.argument("ip_address", metavar="IP")
+    @click.argument("ip_address", metavar="IP", type=IPv4())
     @boot_options
     @click.pass_obj
     def command(

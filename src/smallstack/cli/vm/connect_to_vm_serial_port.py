@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import click
 
 from smallstack.cli.connect import connector
-from smallstack.cli.options import Target, run
+from smallstack.cli.options import IPv4, Target, run
 from smallstack.srpc.connection import Connection
 
 DETACH = b"\x1d"  # Ctrl-], as telnet has it: no shell and no editor needs it
 
 
 @click.command("connect-to-vm-serial-port")
-@click.argument("ip_address", metavar="IP")
+@click.argument("ip_address", metavar="IP", type=IPv4())
 @click.option("--port", type=click.IntRange(0, 0), default=0, show_default=True)
 @click.pass_obj
 def command(target: Target, ip_address: str, port: int) -> None:

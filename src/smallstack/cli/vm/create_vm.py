@@ -10,6 +10,7 @@ import msgspec
 
 from smallstack.cli.connect import connector
 from smallstack.cli.options import Bytes, Duration, Mebibytes, Target, fail, run
+from smallstack.cli.tags import parse_tags
 from smallstack.cli.transcript import Transcript
 from smallstack.cli.vm.boot import boot_options
 from smallstack.control.create import After, Created, create
@@ -25,14 +26,19 @@ MAX_OVERLAY = 32 << 20
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="repeatable")
 @click.option("--image-name", default="", help="image, or directory: then its latest image")
 @click.option("--memory", type=Mebibytes(), default="1G", show_default=True)
-@click.option("--milli-cpus", type=int, default=250, show_default=True)
-@click.option("--virtual-cpus", type=int, default=0, help="at least; 0: from --milli-cpus")
+@click.option("--milli-cpus", type=click.IntRange(1, 4_096_000), default=250, show_default=True)
+@click.option(
+    "--virtual-cpus",
+    type=click.IntRange(0, 4096),
+    default=0,
+    help="at least; 0: from --milli-cpus",
+)
 @click.option("--subnet-id", default="", help="needed when the Hypervisor has several")
 @click.option("--image-timeout", type=Duration(), default="1m", show_default=True)
 @click.option("--min-free-bytes", type=Bytes(), default="256M", show_default=True)
 @click.option(
     "--roundup-power",
-    type=int,
+    type=click.IntRange(0, 46),
     default=24,
     show_default=True,
     help="the root's size is a multiple of 2 to this power",
@@ -89,12 +95,7 @@ def command(target: Target, /, **options: Any) -> None:
 
 def make_request(options: dict[str, Any]) -> CreateVmRequest:
     """The request that the command line describes; exits with one line when it describes none."""
-    tags = {}
-    for tag in options["tags"]:
-        key, separator, value = tag.partition("=")
-        if not (separator and key):
-            raise click.BadParameter(f"{tag!r} is no tag: write KEY=VALUE")
-        tags[key] = value
+    tags = {key: values[-1] for key, values in parse_tags(options["tags"]).items()}
     hostname = options["hostname"] or tags.get("Name", "")
     if not hostname:
         raise click.UsageError("a VM needs a name: --hostname NAME or --tag Name=NAME")

@@ -3,14 +3,14 @@
 import click
 
 from smallstack.cli.connect import connector
-from smallstack.cli.options import Target, run
+from smallstack.cli.options import IPv4, Target, run
 from smallstack.cli.output import emit_record, format_option
 from smallstack.cli.vm.record import vm_record
 from smallstack.proto.vm import VmInfo
 
 
 @click.command("get-vm-info")
-@click.argument("ip_address", metavar="IP")
+@click.argument("ip_address", metavar="IP", type=IPv4())
 @format_option("json")
 @click.pass_obj
 def command(target: Target, ip_address: str, output: str) -> None:

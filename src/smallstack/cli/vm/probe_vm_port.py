@@ -5,13 +5,13 @@ import sys
 import click
 
 from smallstack.cli.connect import connector
-from smallstack.cli.options import Duration, Target, run
+from smallstack.cli.options import Duration, IPv4, Target, run
 from smallstack.cli.transcript import Transcript
 from smallstack.control.create import After, wait_after
 
 
 @click.command("probe-vm-port")
-@click.argument("ip_address", metavar="IP")
+@click.argument("ip_address", metavar="IP", type=IPv4())
 @click.argument("port", type=click.IntRange(1, 65535))
 @click.option("--timeout", type=Duration(), default="5m", show_default=True)
 @click.pass_obj

@@ -3,11 +3,11 @@
 import click
 
 from smallstack.cli.connect import connector
-from smallstack.cli.options import Target, run
+from smallstack.cli.options import IPv4, Target, run
 
 
 @click.command("stop-vm")
-@click.argument("ip_address", metavar="IP", nargs=-1, required=True)
+@click.argument("ip_address", metavar="IP", type=IPv4(), nargs=-1, required=True)
 @click.pass_obj
 def command(target: Target, ip_address: tuple[str, ...]) -> None:
     """Stop a running VM; it keeps its disks and its address."""

@@ -3,11 +3,11 @@
 import click
 
 from smallstack.cli.connect import connector
-from smallstack.cli.options import Target, run
+from smallstack.cli.options import IPv4, Target, run
 
 
 @click.command("trace-vm-metadata")
-@click.argument("ip_address", metavar="IP")
+@click.argument("ip_address", metavar="IP", type=IPv4())
 @click.pass_obj
 def command(target: Target, ip_address: str) -> None:
     """Print each metadata path the VM asks for, until the VM is destroyed or Ctrl-C."""

@@ -6,7 +6,7 @@ The start of a tool is part of every create, so a command pays only for its own 
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -27,8 +27,9 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the program to its exit code."""
+        run: Callable[..., Any] = super().main
         try:
-            code = super().main(*args, **extra, standalone_mode=False)
+            code = run(*args, **extra, standalone_mode=False)
         except click.exceptions.NoArgsIsHelpError as bare:
             bare.show()
             sys.exit(bare.exit_code)

@@ -41,7 +41,9 @@ class ScriptedImageServer:
     cut_after: int | None = None
     """Bytes of objects after which a transfer is cut, once."""
     hang: asyncio.Event | None = None
-    """GetImage waits for it."""
+    """GetImage and GetObjects wait for it."""
+    silent: asyncio.Event | None = None
+    """Every question waits for it."""
     _listener: Listener | None = None
 
     def add(self, name: str, directory: Path) -> Image:
@@ -85,16 +87,22 @@ class ScriptedImageServer:
             await self._listener.close(0)
             self._listener = None
 
+    async def _speak(self) -> None:
+        if self.silent is not None:
+            await self.silent.wait()
+
     async def _check_image(
         self, _: Call, request: proto.CheckImageRequest
     ) -> proto.CheckImageResponse:
         self.calls.append(f"CheckImage {request.image_name}")
+        await self._speak()
         return proto.CheckImageResponse(image_exists=request.image_name in self.images)
 
     async def _check_directory(
         self, _: Call, request: proto.CheckDirectoryRequest
     ) -> proto.CheckDirectoryResponse:
         self.calls.append(f"CheckDirectory {request.directory_name}")
+        await self._speak()
         prefix = request.directory_name + "/"
         exists = any(name.startswith(prefix) for name in self.images) or prefix == "empty/"
         return proto.CheckDirectoryResponse(directory_exists=exists)
@@ -103,6 +111,7 @@ class ScriptedImageServer:
         self, _: Call, request: proto.FindLatestImageRequest
     ) -> proto.FindLatestImageResponse:
         self.calls.append(f"FindLatestImage {request.directory_name}")
+        await self._speak()
         prefix = request.directory_name + "/"
         found = [name for name in self.images if name.startswith(prefix)]
         return proto.FindLatestImageResponse(image_name=found[-1] if found else "")
@@ -117,6 +126,8 @@ class ScriptedImageServer:
         conn = call.conn
         request = await conn.decode(GetObjectsRequest)
         self.calls.append(f"GetObjects {len(request.hashes)}")
+        if self.hang is not None:
+            await self.hang.wait()
         missing = [h for h in request.hashes if bytes(h) not in self.sink.objects]
         if missing:
             text = f"unknown object: {missing[0]}"

@@ -78,7 +78,7 @@ async def test_made_once_then_found(fs: FileSystem, objects: Objects, directory:
     assert store.find(IMAGE, SIZE, BIOS) == brick
     assert store.find(b"another", SIZE, BIOS) is None
     assert store.list() == [brick]
-    store.remove(brick)
+    await store.remove(brick)
     assert store.list() == []
 
 
@@ -351,7 +351,7 @@ def test_a_kill_at_every_point(fs: FileSystem, objects: Objects, directory: Path
                 content = brick.path.read_bytes()
                 reference = reference or content
                 assert content == reference
-                store.remove(brick)
+                asyncio.run(store.remove(brick))
         directory.with_name("layer").unlink(missing_ok=True)
     assert reference is not None
     assert points >= 20

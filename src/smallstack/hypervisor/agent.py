@@ -213,14 +213,15 @@ class Agent:
 
     async def make_room(self, sizes: Sequence[int]) -> None:
         """Remove bricks that no VM needs, least used first, until ``sizes`` can be placed."""
-        used = [vm.agent.root.backing for vm in self.vms.values()]
-        unused = await asyncio.to_thread(self.parts.roots.unused_bricks, used)
+        unused = await asyncio.to_thread(self.parts.roots.unused_bricks, self._backings())
         for directory, bricks in unused.items():
             for brick in bricks:
                 if self.parts.ledger.usable(directory) > sum(sizes):
                     return
-                _log.info("removing the unused brick %s for its space", brick.path)
-                await asyncio.to_thread(self.parts.roots.remove_brick, directory, brick)
+                await self.parts.roots.remove_brick(directory, brick, self._backings())
+
+    def _backings(self) -> list[str]:
+        return [vm.agent.root.backing for vm in self.vms.values()]
 
     async def _restore_brick(self, vm: Vm) -> None:
         """Make the brick under a layer again if it was lost, byte for byte."""

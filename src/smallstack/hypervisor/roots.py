@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from smallstack.objects.errors import StoreSpaceError
 from smallstack.proto.enums import FirmwareType
 from smallstack.telemetry.errors import SmallStackError, describe
 from smallstack.telemetry.timeline import Timeline
-from smallstack.volumes.brick import Brick, BrickStore
+from smallstack.volumes.brick import Brick, BrickStore, brick_key
 from smallstack.volumes.errors import CorruptObjectError, LayerFullError
 from smallstack.volumes.layer import LayerInfo, create_layer, fstab_line, root_label
 from smallstack.volumes.size import root_size
@@ -76,6 +77,8 @@ class Roots:
         self._images = images
         self._stores = {path: BrickStore(path / BRICKS, cache) for path in directories}
         self._verified: set[bytes] = set()
+        self._in_use: Counter[Path] = Counter()
+        """Bricks that a layer is being made over, by no VM's record as yet."""
 
     async def make(self, wanted: RootWanted, timeline: Timeline) -> Layer:
         """Write ``kernel``, ``initrd`` and the layer ``wanted.path``; its directory is there.
@@ -83,7 +86,7 @@ class Roots:
         Raises ImageTreeError, DiskFullError, and what the cache and the volumes raise.
         """
         boot = self._boot_files(wanted.image)
-        with full_disk(wanted.path):
+        with full_disk(wanted.path), self._using(wanted):
             brick = await self.unpack(wanted, boot, timeline)
             with timeline.phase("layer"):
                 info = await asyncio.to_thread(_layer, brick, wanted)
@@ -141,14 +144,29 @@ class Roots:
             for directory, store in self._stores.items()
         }
 
-    def remove_brick(self, directory: Path, brick: Brick) -> None:
-        """Delete a brick that nobody needs."""
-        self._stores[directory].remove(brick)
+    async def remove_brick(self, directory: Path, brick: Brick, used: Iterable[str]) -> None:
+        """Delete a brick, unless it is needed by now; ``used`` as above, of this moment."""
+        if brick.path in self._in_use or str(brick.path.absolute()) in used:
+            return
+        _log.info("removing the unused brick %s for its space", brick.path)
+        await self._stores[directory].remove(brick)
 
     async def close(self) -> None:
         """Wait for what is being written."""
         for store in self._stores.values():
             await store.close()
+
+    @contextmanager
+    def _using(self, wanted: RootWanted) -> Iterator[None]:
+        """Its brick stays meanwhile."""
+        key = brick_key(wanted.image.digest, wanted.size, wanted.firmware)
+        path = self._stores[wanted.path.parent.parent].directory / key
+        self._in_use[path] += 1
+        try:
+            yield
+        finally:
+            self._in_use[path] -= 1
+            self._in_use += Counter()  # without those at 0
 
     def _boot_files(self, image: KnownImage) -> BootFiles:
         try:

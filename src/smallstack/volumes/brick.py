@@ -129,10 +129,13 @@ class BrickStore:
         paths = [self.directory / name for name in names]
         return [Brick(path, path.stat().st_size, path.name) for path in paths]
 
-    def remove(self, brick: Brick) -> None:
-        """Delete a brick; only when no layer lies over it."""
-        brick.path.unlink(missing_ok=True)
+    async def remove(self, brick: Brick) -> None:
+        """Delete a brick; only when no layer lies over it. Nobody finds it from the call on."""
+        going = brick.path.with_name(f"{brick.key}{_TEMPORARY}{os.getpid()}.going")
+        with suppress(FileNotFoundError):
+            brick.path.replace(going)
         self._marker(brick.key).unlink(missing_ok=True)
+        await asyncio.to_thread(going.unlink, missing_ok=True)
 
     async def get(
         self,

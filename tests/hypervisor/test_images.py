@@ -12,7 +12,7 @@ from smallstack.hypervisor.errors import (
     ImageServerError,
     ImageTreeError,
 )
-from smallstack.hypervisor.images import KEPT_IMAGES, Images, tree_digest
+from smallstack.hypervisor.images import KEPT_CONNECTIONS, KEPT_IMAGES, Images, tree_digest
 from smallstack.objects.cache import ObjectCache
 from smallstack.objects.errors import ObjectCorruptError, ObjectMissingError
 from smallstack.proto.image import Image
@@ -142,11 +142,36 @@ async def test_nobody_listens(tmp_path: Path) -> None:
 async def test_a_server_that_comes_back_is_used_again(
     images: Images, server: ScriptedImageServer
 ) -> None:
-    """The warm connection is cut in between: the next question opens another."""
+    """The idle connection is cut in between: the next question opens another."""
     await images.find("app")
-    assert images._warm is not None
-    images._warm.client.conn.abort()
+    (idle,) = images._idle
+    idle.client.conn.abort()
     await images.find("app")
+
+
+async def test_questions_do_not_wait_for_one_another(
+    images: Images, server: ScriptedImageServer
+) -> None:
+    """A server that answers nothing has been asked everything, and no connection is kept."""
+    server.silent = asyncio.Event()
+    count = KEPT_CONNECTIONS + 3
+    finding = [asyncio.create_task(images.find("app")) for _ in range(count)]
+    while len(server.calls) < count:
+        assert not (await asyncio.wait(finding, timeout=0.01))[0]
+    server.silent.set()
+    await asyncio.gather(*finding)
+    assert len(images._idle) == KEPT_CONNECTIONS
+
+
+async def test_a_server_that_answers_nothing(
+    images: Images, server: ScriptedImageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await images.find("app")
+    server.silent = asyncio.Event()
+    monkeypatch.setattr("smallstack.hypervisor.images.ASK_SECONDS", 0.01)
+    with pytest.raises(ImageServerError, match="it does not answer"):
+        await images.find("app")
+    assert images._idle == []
 
 
 async def test_a_server_that_dies_in_an_answer(images: Images, server: ScriptedImageServer) -> None:

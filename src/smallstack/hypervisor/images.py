@@ -1,9 +1,10 @@
 """Images for creates: found by name on the image server, their trees kept, their objects fetched.
 
 Images are immutable and a deleted name is never used again, so what a name stands for is known for
-ever once it was fetched; each create only asks whether the image is still there, over one warm
-connection. An image that expires may be replaced by another of its name afterwards: such a tree
-is kept until then and no longer.
+ever once it was fetched; each create only asks whether the image is still there, over a connection
+that was left open. Questions do not wait for one another: a server may answer none of them. An
+image that expires may be replaced by another of its name afterwards: such a tree is kept until then
+and no longer.
 
 ::
 
@@ -39,6 +40,8 @@ from smallstack.telemetry.errors import SmallStackError, describe
 KEPT_IMAGES: Final = 16
 KEPT_BYTES: Final = 64 << 20
 """Bounds of the trees kept in memory."""
+KEPT_CONNECTIONS: Final = 4
+"""How many connections without a question stay open."""
 FOREVER: Final = float("inf")
 ASK_SECONDS: Final = 30.0
 FETCH_SECONDS: Final = 300.0
@@ -75,8 +78,7 @@ class Images:
         self._cache = cache
         self._source = PeerSource.dialling(address, credentials)
         self._known: OrderedDict[str, KnownImage] = OrderedDict()
-        self._warm: ImageServerClient | None = None
-        self._lock = asyncio.Lock()
+        self._idle: list[ImageServerClient] = []
         self._fetching: dict[str, asyncio.Task[KnownImage | None]] = {}
 
     async def find(self, name: str, timeout_ns: int = 0) -> KnownImage:
@@ -106,9 +108,8 @@ class Images:
         """Hang up."""
         for task in self._fetching.values():
             task.cancel()
-        if self._warm is not None:
-            await self._warm.close()
-            self._warm = None
+        while self._idle:
+            await self._idle.pop().close()
 
     def _recall(self, name: str) -> KnownImage | None:
         known = self._known.get(name)
@@ -142,29 +143,34 @@ class Images:
         return latest
 
     async def _ask(self, question: Callable[[ImageServerClient], Awaitable[T]]) -> T:
-        """Ask over the warm connection; over a fresh one when that has gone stale."""
+        """Ask over an idle connection; over a fresh one when there is none, or it went stale."""
         with _Explained(self.address):
-            async with self._lock, asyncio.timeout(ASK_SECONDS):
-                warm, self._warm = self._warm, None
-                if warm is not None:
+            async with asyncio.timeout(ASK_SECONDS):
+                if self._idle:
                     try:
-                        answer = await question(warm)
+                        return await self._ask_over(self._idle.pop(), question)
                     except CallError:
-                        self._warm = warm
                         raise
                     except (ConnectionClosedError, PeerStalledError, TlsError):
                         pass
-                    else:
-                        self._warm = warm
-                        return answer
-                client = await self._dial()
-                try:
-                    answer = await question(client)
-                except BaseException:
-                    client.client.conn.abort()
-                    raise
-                self._warm = client
-                return answer
+                return await self._ask_over(await self._dial(), question)
+
+    async def _ask_over(
+        self, client: ImageServerClient, question: Callable[[ImageServerClient], Awaitable[T]]
+    ) -> T:
+        usable = False
+        try:
+            answer = await question(client)
+            usable = True
+        except CallError:
+            usable = True
+            raise
+        finally:
+            if usable and len(self._idle) < KEPT_CONNECTIONS:
+                self._idle.append(client)
+            else:
+                client.client.conn.abort()
+        return answer
 
     async def _dial(self) -> ImageServerClient:
         return await ImageServerClient.connect(self.address, self._credentials)

@@ -1,6 +1,8 @@
 """The Hypervisor's client against handlers that answer as a Hypervisor does."""
 
 import asyncio
+import gc
+import os
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,72 @@ async def test_leaving_a_create_early_is_noticed(serve: Serve) -> None:
         await agent.gone.wait()
         with pytest.raises(ConnectionClosedError):
             await client.list_vms()
+
+
+@pytest.mark.parametrize("left", ["closed", "dropped", "failed"])
+async def test_a_create_left_after_its_connection_broke_says_nothing(
+    serve: Serve, left: str, tmp_path: Path
+) -> None:
+    """Its data are still being sent then: nobody asks what became of that."""
+    loop = asyncio.get_running_loop()
+    logged: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: logged.append(context))
+
+    async def refuse_to_read(call: Call) -> None:
+        await call.conn.decode(proto.CreateVmRequest)
+        call.conn.encode(proto.CreateVmResponse(progress_message="getting image"))
+        await call.conn.flush()
+        await told.wait()
+        call.conn.abort()
+
+    data = tmp_path / "data"
+    data.touch()
+    os.truncate(data, 64 << 20)
+    told = asyncio.Event()
+    before = asyncio.all_tasks()
+    async with (
+        serve("Hypervisor", {"CreateVm": refuse_to_read}) as address,
+        await HypervisorClient.connect(address, None) as client,
+    ):
+        creating = client.create_vm(proto.CreateVmRequest(), user_data=data)
+        await anext(creating)
+        (sending,) = (t for t in asyncio.all_tasks() if "_send" in repr(t.get_coro()))
+        told.set()
+        await asyncio.wait([sending])
+        assert "ConnectionClosedError" in repr(sending)
+        match left:
+            case "closed":
+                await creating.aclose()
+            case "dropped":
+                del creating
+            case _:
+                with pytest.raises(ConnectionClosedError):
+                    await anext(creating)
+        del sending
+        gc.collect()
+    while asyncio.all_tasks() - before:
+        await asyncio.wait(asyncio.all_tasks() - before)
+    gc.collect()
+    assert logged == []
+
+
+async def test_closing_does_not_wait_for_a_create_that_was_left(serve: Serve) -> None:
+    gone = asyncio.Event()
+
+    async def never_reads(call: Call) -> None:
+        await call.conn.decode(proto.CreateVmRequest)
+        call.conn.encode(proto.CreateVmResponse(progress_message="getting image"))
+        await call.conn.flush()
+        await gone.wait()
+
+    async with serve("Hypervisor", {"CreateVm": never_reads}) as address:
+        client = await HypervisorClient.connect(address, None)
+        creating = client.create_vm(proto.CreateVmRequest(), user_data=bytes(64 << 20))
+        await anext(creating)
+        async with asyncio.timeout(30):
+            await client.close()
+        gone.set()
+        await creating.aclose()
 
 
 async def test_updates_until_one_has_seen_enough(serve: Serve) -> None:

@@ -59,7 +59,10 @@ class HypervisorClient(ServiceClient):
                 if not sending.done():  # refused in the middle of the data
                     conn.abort()
             finally:
+                # Also when the iterator is left: what became of the sending is of no use then.
                 sending.cancel()
+                await asyncio.wait((sending,))
+                sending.cancelled() or sending.exception()
         if failure:
             raise ServiceError(text=failure)
 

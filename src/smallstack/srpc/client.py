@@ -107,8 +107,14 @@ class Client:
             pass
 
     async def close(self) -> None:
-        """Close the connection and wait until it is."""
-        self.conn.close()
+        """Close the connection and wait until it is.
+
+        What a call that is still going on has queued is dropped: the peer may never take it.
+        """
+        if self._lock.locked():
+            self.conn.abort()
+        else:
+            self.conn.close()
         await self.conn.wait_closed()
 
     async def __aenter__(self) -> Self:

@@ -5,6 +5,8 @@ here blocks; callers on a loop use threads.
 """
 
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -39,6 +41,18 @@ def replace_file(
         raise
     if sync:
         sync_directory(path.parent)
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory that is its owner's alone; one that is there is closed to the world.
+
+    Directories above it are made as usual. Raises OSError.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o007:
+        with suppress(PermissionError):  # another user's, who has shared it on purpose
+            path.chmod(mode & ~0o007)
 
 
 def sync_directory(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smallstack.durable import replace_file
+from smallstack.durable import private_directory, replace_file
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +51,16 @@ def test_a_name_that_is_taken_stays_as_it_was(tmp_path: Path) -> None:
         replace_file(path, b"second", exclusive=True)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, 0o700), (0o755, 0o750), (0o1777, 0o1770), (0o500, 0o500)]
+)
+def test_a_private_directory(tmp_path: Path, before: int | None, after: int) -> None:
+    """What an owner shares with a group stays shared; the world is shut out."""
+    path = tmp_path / "above" / "private"
+    if before is not None:
+        path.mkdir(parents=True)
+        path.chmod(before)
+    private_directory(path)
+    assert stat.S_IMODE(path.stat().st_mode) == after

@@ -61,6 +61,18 @@ def test_the_state_directory(store: Store) -> None:
     assert not (store.directory / "root-cookie").exists()
 
 
+def test_what_is_of_a_vm_is_not_for_everybody(store: Store, directory: VmDirectory) -> None:
+    """Not in a state directory of former modes either."""
+    store.vms.chmod(0o755)
+    store.prepare()
+    directory.write(b"{}")
+    directory.write_agent(AgentRecord())
+    directory.write_request(CreateVmRequest())
+    assert stat.S_IMODE(store.vms.stat().st_mode) & 0o007 == 0
+    assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in directory.path.iterdir()} == {0o600}
+
+
 def test_a_state_directory_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match=r"cannot use .*file/state: Not a directory"):

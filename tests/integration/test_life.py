@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,18 @@ async def test_every_thread_of_qemu_is_confined(cloud: Cloud) -> None:
         assert int(status["CapEff"], 16) == 0
         assert all(int(uid) != 0 for uid in status["Uid"].split())
         assert all(int(gid) != 0 for gid in status["Gid"].split())
+
+
+async def test_what_everybody_may_read(cloud: Cloud) -> None:
+    """Of guests, images and users nothing: neither by the names of files nor on the way to them."""
+    await cloud.create(user_data=b"secret", overlay_files={"/etc/secret": b"secret"})
+    found = set()
+    for state in (cloud.state, cloud.directory / "imageserver"):
+        for root, directories, files in os.walk(state):
+            inside = [name for name in directories if (Path(root) / name).stat().st_mode & 0o001]
+            directories[:] = inside
+            found |= {name for name in files if (Path(root) / name).stat().st_mode & 0o004}
+    assert found <= {"uuid", "subnets.json", "address-pool.json", "accelerator.json"}
 
 
 async def test_overlay_and_image_directory(cloud: Cloud) -> None:

@@ -66,7 +66,8 @@ async def test_made_once_then_found(fs: FileSystem, objects: Objects, directory:
     brick = await store.get(fs, IMAGE, SIZE, BIOS, told.append)
     assert told == ["writing root volume"]
     assert brick.path.stat().st_size == brick.size == SIZE
-    assert brick.path.stat().st_mode & 0o7777 == 0o444
+    assert brick.path.stat().st_mode & 0o7777 == 0o400
+    assert brick.path.parent.stat().st_mode & 0o7777 == 0o700
     e2fsck(brick.path)
     await store.synced()
     assert names(directory) == [brick.key]

@@ -267,7 +267,7 @@ class Creation:
                 LocalVolume(directory_to_cleanup=str(directory), filename=str(directory / "root"))
             ]
             with full_disk(directory):
-                await asyncio.to_thread(directory.mkdir, 0o755)
+                await asyncio.to_thread(directory.mkdir, 0o700)
             steps.inside()
 
     async def _place(self, size: int) -> Path:

@@ -308,7 +308,7 @@ def _lock(store: Store) -> Iterator[None]:
 
 def _make(directory: Path) -> None:
     try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise HypervisorError(
             detail=f"cannot use the volume directory {directory}: {describe(error)}"

@@ -32,7 +32,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from smallstack.durable import replace_file, sync_directory
+from smallstack.durable import private_directory, replace_file, sync_directory
 from smallstack.hypervisor.errors import RecordError, VmExistsError
 from smallstack.proto.hypervisor.create import CreateVmRequest
 from smallstack.proto.kinds import Message
@@ -45,6 +45,8 @@ AGENT = "agent.json"
 REQUEST = "create-request.json"
 USER_DATA = "user-data.raw"
 UNACKNOWLEDGED = "unacknowledged"
+PRIVATE = 0o600
+"""The mode of what tells of a VM; QEMU gets descriptors, and reads no file by its name."""
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
@@ -88,13 +90,13 @@ class VmDirectory:
     def create(self) -> None:
         """Make it, new. Raises VmExistsError or OSError."""
         try:
-            self.path.mkdir(mode=0o755)
+            self.path.mkdir(mode=0o700)
         except FileExistsError:
             raise VmExistsError(path=self.path) from None
 
     def write(self, record: bytes, *, sync: bool = True) -> None:
         """Replace the VM's record by this, see `to_json`. Raises OSError."""
-        replace_file(self.path / INFO, record, sync=sync)
+        replace_file(self.path / INFO, record, PRIVATE, sync=sync)
 
     def read(self) -> LocalVmInfo:
         """The VM's record. Raises RecordError; FileNotFoundError when there is none."""
@@ -103,7 +105,7 @@ class VmDirectory:
     def write_agent(self, record: AgentRecord, *, sync: bool = True) -> None:
         """Replace our own record. Raises OSError."""
         data = msgspec.json.format(msgspec.json.encode(record), indent=4) + b"\n"
-        replace_file(self.path / AGENT, data, sync=sync)
+        replace_file(self.path / AGENT, data, PRIVATE, sync=sync)
 
     def read_agent(self) -> AgentRecord:
         """Our own record, the default where there is none. Raises RecordError."""
@@ -134,7 +136,7 @@ class VmDirectory:
     def write_request(self, request: CreateVmRequest) -> None:
         """Keep what was asked for, without private keys. Nothing depends on it: no sync."""
         kept = msgspec.structs.replace(request, identity_key=b"")
-        replace_file(self.path / REQUEST, to_json(kept), sync=False)
+        replace_file(self.path / REQUEST, to_json(kept), PRIVATE, sync=False)
 
     @property
     def new_user_data(self) -> Path:
@@ -182,13 +184,12 @@ class Store:
     def prepare(self) -> None:
         """Make what is missing, and a new root cookie. Raises RecordError."""
         try:
-            for path in (self.directory, self.vms):
-                path.mkdir(mode=0o755, parents=True, exist_ok=True)
-            for path in (self.journals, self.objects):
-                path.mkdir(mode=0o700, exist_ok=True)
+            self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for path in (self.vms, self.journals, self.objects):
+                private_directory(path)
             if not (self.directory / "uuid").exists():
                 replace_file(self.directory / "uuid", secrets.token_hex(16).encode() + b"\n")
-            replace_file(self.directory / "root-cookie", secrets.token_bytes(32), 0o600)
+            replace_file(self.directory / "root-cookie", secrets.token_bytes(32), PRIVATE)
         except OSError as error:
             raise RecordError(action="use", path=self.directory, detail=describe(error)) from error
 

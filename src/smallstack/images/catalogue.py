@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from smallstack.durable import sync_directory
+from smallstack.durable import private_directory, sync_directory
 from smallstack.images.errors import CatalogueError, ImageNameError, RefusedError
 from smallstack.images.image_file import DIGEST_SIZE, decode, truncate, write
 from smallstack.images.names import ROOT, check_directory, check_name, parent
@@ -77,7 +77,7 @@ class ImageCatalogue:
         removed. Raises CatalogueError when the directory itself cannot be used.
         """
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            private_directory(self.directory)
             self._scan(ROOT, visit)
         except OSError as error:
             raise CatalogueError(directory=self.directory, detail=describe(error)) from error

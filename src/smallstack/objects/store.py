@@ -24,6 +24,7 @@ from typing import BinaryIO, Final, NamedTuple, Self
 
 from blake3 import blake3
 
+from smallstack.durable import private_directory
 from smallstack.objects.errors import (
     ObjectCorruptError,
     ObjectNotStoredError,
@@ -68,7 +69,8 @@ class ObjectStore:
         self._numbers = itertools.count()
         self._has_bucket = bytearray(1 << 16)
         try:
-            self._incoming.mkdir(parents=True, exist_ok=True)
+            private_directory(directory)
+            self._incoming.mkdir(exist_ok=True)
             self._lock = self._take_lock()
             for left in self._incoming.iterdir():
                 left.unlink()

@@ -26,6 +26,7 @@ from typing import Final, Protocol
 
 from blake3 import blake3
 
+from smallstack.durable import private_directory
 from smallstack.proto.enums import FirmwareType
 from smallstack.proto.filesystem import FileSystem
 from smallstack.telemetry.errors import describe
@@ -98,7 +99,7 @@ class BrickStore:
         self._unsynced: set[str] = set()
         self.layouts: dict[str, Layout] = {}
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            private_directory(directory)
             self._clean()
         except OSError as error:
             raise _write_error(directory, error) from error
@@ -243,7 +244,7 @@ def write_disk(path: Path, fs: FileSystem, cache: Objects, size: int, seed: byte
     :meth:`BrickStore.get` raises, and OSError.
     """
     table = partition_table(size, seed[-4:])
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
         directory = os.open(cache.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -1,0 +1,188 @@
+"""Every command of the client tools as a user runs it: a process, over TLS, on real guests."""
+
+import asyncio
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from smallstack.cli.hyper_control import COMMANDS as HYPER_CONTROL
+from smallstack.cli.imagetool import COMMANDS as IMAGETOOL
+from smallstack.cli.vm_control import COMMANDS as VM_CONTROL
+from tests.integration.cloud import IMAGE, Cloud
+
+pytestmark = [pytest.mark.root, pytest.mark.qemu]
+
+ALL = {"vm-control": VM_CONTROL, "hyper-control": HYPER_CONTROL, "imagetool": IMAGETOOL}
+DOCUMENT = "/latest/dynamic/instance-identity/document"
+SMALL = ["--image-name", IMAGE, "--memory", "128M", "--milli-cpus", "10", "--min-free-bytes", "16M"]
+
+
+class Tools:
+    """The tools, as the user with every power; remembers which commands were used."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.used: set[tuple[str, str]] = set()
+
+    def command(self, tool: str, *words: str | Path) -> list[str]:
+        self.used.add((tool, str(words[0])))
+        module = f"smallstack.cli.{tool.replace('-', '_')}"
+        keys = ["--cert-directory", str(self.directory / "pki" / "user")]
+        return [sys.executable, "-m", module, *keys, *map(str, words)]
+
+    def run(self, tool: str, *words: str | Path) -> str:
+        """Standard output of a command that succeeds and has nothing else to say."""
+        out, err = self.tell(tool, *words)
+        assert err == ""
+        return out
+
+    def tell(self, tool: str, *words: str | Path) -> tuple[str, str]:
+        """Standard output and standard error of a command that succeeds."""
+        command = self.command(tool, *words)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    def start(self, tool: str, *words: str | Path) -> subprocess.Popen[str]:
+        """A command that goes on; what it says on either stream comes from its ``stdout``."""
+        return subprocess.Popen(
+            self.command(tool, *words),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+async def test_every_command_of_every_tool(cloud: Cloud, tmp_path: Path) -> None:
+    tools = Tools(cloud.directory)
+    for walk in (hypervisor, life, console, metadata, images, check):
+        await asyncio.to_thread(walk, tools, tmp_path)
+    assert tools.used == {(tool, name) for tool, commands in ALL.items() for name in commands}
+    async with cloud.client() as client:
+        (other,) = [found for found in await client.list_subnets() if found.id == "other"]
+    assert (other.ip_gateway, other.ip_mask) == ("203.0.113.1", "255.255.255.0")
+    assert (other.domain_name_servers, other.domain_name) == (["203.0.113.53"], "example.test")
+
+
+def hypervisor(tools: Tools, tmp_path: Path) -> None:
+    subnet = ["other", "203.0.113.1", "255.255.255.0", "203.0.113.53"]
+    tools.run("hyper-control", "add-subnet", *subnet, "--domain-name", "example.test")
+    tools.run("hyper-control", "add-address", "", "203.0.113.10-203.0.113.11")
+    capacity = json.loads(tools.run("hyper-control", "get-capacity", "--format", "json"))
+    assert capacity["cpus"] >= 1
+    assert capacity["memory_mib"] >= capacity["available_memory_mib"] > 128
+    stopped = ["--hostname", "other", "--subnet-id", "other", "--do-not-start", *SMALL]
+    ip = tools.tell("vm-control", "create-vm", *stopped)[0].strip()
+    assert ip in {"203.0.113.10", "203.0.113.11"}
+    tools.run("vm-control", "destroy-vm", ip)
+
+
+def life(tools: Tools, tmp_path: Path) -> None:
+    words = ["--hostname", "first", "--subnet-id", "test", "--probe-port", "80", *SMALL]
+    out, err = tools.tell("vm-control", "create-vm", *words, "--trace-metadata")
+    ip = out.removesuffix("\n")
+    for line in ("getting image", f"starting VM {ip}", "Received DHCP ACK", "Port 80 is open"):
+        assert line in err
+    assert tools.run("vm-control", "list-vms") == f"{ip}\n"
+    info = json.loads(tools.run("vm-control", "get-vm-info", ip))
+    assert (info["Hostname"], info["State"], info["ImageName"]) == ("first", "running", IMAGE)
+    infos = tools.run("vm-control", "get-vm-infos").splitlines()
+    assert infos[1].split()[:4] == [ip, "running", "first", IMAGE]
+    assert json.loads(tools.run("vm-control", "get-vm-infos", "--format", "json")) == [info]
+    out, err = tools.tell("vm-control", "probe-vm-port", ip, "80")
+    assert (out, "Port 80 is open" in err) == ("", True)
+    shut = tools.command("vm-control", "probe-vm-port", ip, "81", "--timeout", "50ms")
+    done = subprocess.run(shut, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"port 81 of {ip}" in done.stderr.lower()
+    for name in ("reboot-vm", "start-vm"):
+        assert "Port 80 is open" in tools.tell("vm-control", name, ip, "--probe-port", "80")[1]
+        if name == "reboot-vm":
+            tools.run("vm-control", "stop-vm", ip)
+            assert json.loads(tools.run("vm-control", "get-vm-info", ip))["State"] == "stopped"
+
+
+def console(tools: Tools, tmp_path: Path) -> None:
+    """On a terminal: it says how to leave, shows the console's history, leaves by the key."""
+    ip = tools.run("vm-control", "list-vms").strip()
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    command = tools.command("vm-control", "connect-to-vm-serial-port", ip)
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    seen = b""
+    while b"smallstack: ready" not in seen:
+        seen += os.read(ours, 65536)
+    assert seen.startswith(f"connected to {ip}; detach with Ctrl-]\r\n".encode())
+    assert termios.tcgetattr(theirs) != before
+    os.write(ours, b"\x1d")
+    assert process.wait() == 0
+    assert termios.tcgetattr(theirs) == before
+    os.close(theirs)
+    os.close(ours)
+    tools.run("vm-control", "destroy-vm", ip)
+
+
+def metadata(tools: Tools, tmp_path: Path) -> None:
+    """Both ways to watch a guest that asks again and again; both end with the VM."""
+    program = tmp_path / "program"
+    program.write_text(
+        f"#!/bin/sh\nwhile true; do wget -qO /dev/null http://169.254.169.254{DOCUMENT}; done\n"
+    )
+    words = ["--hostname", "asks", "--subnet-id", "test", "--user-data", program, *SMALL]
+    creating = tools.start("vm-control", "create-vm", *words, "--trace-metadata")
+    assert creating.stdout
+    told = next(line for line in creating.stdout if DOCUMENT in line)
+    assert told.endswith(f" {DOCUMENT}\n")
+    ip = tools.run("vm-control", "list-vms").strip()
+    tracing = tools.start("vm-control", "trace-vm-metadata", ip)
+    assert tracing.stdout
+    assert tracing.stdout.readline() == f"{DOCUMENT}\n"
+    tools.run("vm-control", "destroy-vm", ip)
+    assert tracing.stdout.read().endswith("VM destroyed\n")
+    assert creating.stdout.read().endswith(f"VM destroyed\n{ip}\n")
+    for process in (tracing, creating):
+        assert process.wait() == 0
+        assert process.stdout
+        process.stdout.close()
+
+
+def images(tools: Tools, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "motd").write_text("hello\n")
+    tools.run("imagetool", "mkdir", "-p", "crew/site")
+    assert "crew/site" in tools.run("imagetool", "listdirs")
+    assert "1 files" in tools.run("imagetool", "add", "crew/site/one", source, "--tag", "a=b")
+    assert tools.run("imagetool", "list", "crew") == "crew/site/one\n"
+    shown = json.loads(tools.run("imagetool", "show", "crew/site/one", "--format", "json"))
+    assert (shown["files"], shown["tags"]) == (1, {"a": "b"})
+    for name in ("find-latest", "find-latest-image"):
+        assert tools.run("imagetool", name, "crew/site") == "crew/site/one\n"
+    tools.run("imagetool", "get", "crew/site/one", tmp_path / "copy")
+    assert (tmp_path / "copy" / "motd").read_text() == "hello\n"
+    tools.run("imagetool", "delete", "crew/site/one")
+    assert tools.run("imagetool", "list") == f"{IMAGE}\n"
+
+
+def check(tools: Tools, tmp_path: Path) -> None:
+    """Of this machine, where both daemons' ports are taken and all that they need is there."""
+    command = [sys.executable, "-m", "smallstack.cli.smallstack", "check", "--format", "json"]
+    done = subprocess.run(
+        [*command, "--state-dir", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    found = {row["what"]: row for row in json.loads(done.stdout)}
+    for name in ("root", "QEMU", "ip", "unshare", "tun", "nftables"):
+        assert found[name]["verdict"] == "ok", found[name]
+    for name in ("port 6971", "port 6976"):
+        assert (found[name]["verdict"], "in use" in found[name]["detail"]) == ("note", True)
+    assert found["accelerator"]["verdict"] in {"ok", "note"}
+    assert {"memory", "space"} < set(found)
+    assert all(row["remedy"] for row in found.values() if row["verdict"] != "ok")
+    assert done.returncode == any(row["verdict"] == "lacks" for row in found.values())

@@ -134,7 +134,15 @@ def metadata(tools: Tools, tmp_path: Path) -> None:
     program.write_text(
         f"#!/bin/sh\nwhile true; do wget -qO /dev/null http://169.254.169.254{DOCUMENT}; done\n"
     )
-    words = ["--hostname", "asks", "--subnet-id", "test", "--user-data", program, *SMALL]
+    words: list[str | Path] = [
+        "--hostname",
+        "asks",
+        "--subnet-id",
+        "test",
+        "--user-data",
+        program,
+        *SMALL,
+    ]
     creating = tools.start("vm-control", "create-vm", *words, "--trace-metadata")
     assert creating.stdout
     told = next(line for line in creating.stdout if DOCUMENT in line)

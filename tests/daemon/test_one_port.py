@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +16,7 @@ from smallstack.daemon.listener import bind
 from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.srpc.client import dial
 from smallstack.srpc.errors import AccessDeniedError, CallError
+from tests.network.world import private_namespace
 
 from .conftest import Site, Start
 
@@ -87,22 +89,20 @@ async def test_metrics_count_calls_and_refusals(start: Start, site: Site) -> Non
         assert "process_resident_memory_bytes" in text
 
 
-def _outside() -> str | None:
-    """An address of this machine that is not loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(("198.51.100.1", 9))
-        except OSError:
-            return None
-        return str(sock.getsockname()[0])
+@pytest.fixture
+def outside() -> Iterator[str]:
+    """An address of this machine that is not loopback's: what a neighbour sees."""
+    address = "198.51.100.9"
+    with private_namespace():
+        subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+        yield address
 
 
-async def test_pages_from_elsewhere_need_a_certificate(start: Start, site: Site) -> None:
-    """By an address of this machine that is not loopback's: what a neighbour sees."""
-    host = _outside()
-    if host is None:
-        pytest.skip("this machine has no address but loopback's")
-    async with start(site.server, host=host) as daemon:
+@pytest.mark.root
+async def test_pages_from_elsewhere_need_a_certificate(
+    outside: str, start: Start, site: Site
+) -> None:
+    async with start(site.server, host=outside) as daemon:
         assert (await daemon.exchange(_get("/healthz"))).endswith(b"OK\n")
         for path in ("/", "/metrics", "/_goSRPC_/listMethods", "/none"):
             answer = await daemon.exchange(_get(path))
@@ -114,7 +114,7 @@ async def test_pages_from_elsewhere_need_a_certificate(start: Start, site: Site)
             assert answer.startswith(b"HTTP/1.1 404 " if path == "/none" else b"HTTP/1.1 200 ")
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await daemon.exchange(_get("/"), ssl=site.stranger.context)
-    async with start(site.server, host=host, open_pages=True) as daemon:
+    async with start(site.server, host=outside, open_pages=True) as daemon:
         assert (await daemon.exchange(_get("/metrics"))).startswith(b"HTTP/1.1 200 ")
 
 

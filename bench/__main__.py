@@ -4,9 +4,22 @@ import argparse
 import sys
 from pathlib import Path
 
+from smallstack.telemetry.errors import SmallStackError, describe
+
 
 def main() -> int:
-    """Run the named benchmark; the exit status."""
+    """Run the benchmark that the command line names; what stops it is one line. The exit status."""
+    try:
+        return _run()
+    except (SmallStackError, OSError) as error:
+        print(f"bench: {' '.join(describe(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run() -> int:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 

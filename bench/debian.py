@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from bench.results import BenchError
 from smallstack.settings import cache_directory
 
 SUITE: Final = "bookworm"
@@ -26,7 +27,7 @@ _RECIPE: Final = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:16]
 def debian_root(cache: Path | None = None) -> Path:
     """The directory of the finished root; makes it if it is missing.
 
-    Raises RuntimeError with debootstrap's last lines when that fails.
+    Raises BenchError with debootstrap's last lines when that fails.
     """
     cache = cache or cache_directory()
     place = cache / f"debian-{_RECIPE}"
@@ -53,7 +54,7 @@ def _make(root: Path, log: Path) -> None:
         ).returncode
     if status != 0:
         tail = " / ".join(log.read_text(errors="replace").splitlines()[-3:])
-        raise RuntimeError(f"debootstrap failed, its log is {log}: {tail}")
+        raise BenchError(detail=f"debootstrap failed, its log is {log}: {tail}")
 
 
 def _mirror() -> str:

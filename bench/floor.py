@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+from bench.results import BenchError
 from smallstack.cli.demo_inside import create_process, run_tool
 from smallstack.control.sandbox import Sandbox
 from smallstack.machine import command
@@ -58,7 +59,7 @@ class Floor:
     async def prepared(cls, sandbox: Sandbox, directory: Path) -> AsyncIterator[Self]:
         """Learn the command from a VM of the sandbox's agent, then end that VM.
 
-        Raises RuntimeError when the floor's command would not be the agent's.
+        Raises BenchError when the floor's command would not be the agent's.
         """
         work = directory / "floor"
         work.mkdir()
@@ -139,7 +140,7 @@ async def _spec(agents: list[str], pid: int, work: Path, ip: str) -> MachineSpec
     model = replace(model, kernel_args=option["-append"].removesuffix(own).strip())
     floor = command.command_line(model, command.descriptors(model))
     if floor != agents:
-        raise RuntimeError(f"the floor's command differs from the agent's:\n{floor}\n{agents}")
+        raise BenchError(detail=f"the floor's command differs from the agent's:\n{floor}\n{agents}")
     return replace(model, name=GUEST, nics=(NicSpec(mac=MAC, tap_fd=-1),))
 
 

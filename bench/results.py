@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import smallstack
+from smallstack.telemetry.errors import SmallStackError
+
+
+class BenchError(SmallStackError):
+    """{detail}"""
 
 
 def host_facts() -> dict[str, Any]:

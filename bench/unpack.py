@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.debian import debian_root
-from bench.results import finish, median, spread
+from bench.results import BenchError, finish, median, spread
 from smallstack.control.namespace import private_mounts_command
 from smallstack.images.build import StoreSink, from_directory
 from smallstack.objects.store import ObjectStore
@@ -193,7 +193,7 @@ def _check(path: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"e2fsck -fn: {done.stdout}{done.stderr}")
+        raise BenchError(detail=f"e2fsck -fn: {done.stdout}{done.stderr}")
     print(f"  e2fsck -fn: {done.stdout.splitlines()[-1].partition(': ')[2]}", file=sys.stderr)
 
 
@@ -220,7 +220,7 @@ def _compare(path: Path, root: Path, place: Path) -> None:
     )
     mounted.rmdir()
     if done.returncode != 0 or done.stdout:
-        raise RuntimeError(f"rsync -aHAXnc: {done.stdout}{done.stderr}")
+        raise BenchError(detail=f"rsync -aHAXnc: {done.stdout}{done.stderr}")
     print("  rsync -aHAXnc --delete --itemize-changes, both ways: nothing", file=sys.stderr)
 
 

@@ -222,7 +222,7 @@ class TestReal:
             "made = open_groups(state_name(Path(sys.argv[1])))\n"
             "os.close(made.group('empty', 10).open())\n"
             "os.close(made.group('full', 10).open())\n"
-            "(made.directory / 'full' / 'tasks').write_text('0')\n"
+            "(made.directory / 'full' / 'cgroup.procs').write_text('0')\n"
             "print(made.directory, flush=True)\n"
             "sys.stdin.read()\n"
         )
@@ -263,17 +263,21 @@ def run_in(path: Path, group: tuple[int, bytes | None], program: str) -> tuple[i
         )
 
 
+@pytest.fixture(params=[1, 2])
+def hierarchy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """A version and where it is mounted, without controllers: the entering is the same."""
+    version, point = request.param, tmp_path / "groups"
+    point.mkdir()
+    one = ["cgroup", "-o", "none,name=smallstack-test", "cgroup"]
+    command = ["mount", "-t", *(one if version == 1 else ["cgroup2", "cgroup2"]), point]
+    subprocess.run(command, check=True)
+    yield version, point
+    subprocess.run(["umount", point], check=True)
+
+
 @pytest.mark.root
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_process_begins_in_its_group(tmp_path: Path, version: int) -> None:
-    """Version 2 is mounted here without the controller: the entering is the same."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    mounts = [(line.split(" - ")[1].split(), Path(line.split()[4])) for line in lines]
-    group = next(
-        point
-        for (kind, _, options), point in mounts
-        if (kind == "cgroup2" if version == 2 else kind == "cgroup" and "cpu" in options.split(","))
-    )
+def test_a_process_begins_in_its_group(tmp_path: Path, hierarchy: tuple[int, Path]) -> None:
+    version, group = hierarchy
     group = group / f"smallstack-test-{os.getpid()}"
     group.mkdir()
     try:
@@ -305,10 +309,11 @@ class TestMachine:
         group = groups.group(spec.name, 2000)
         machine = await boot(replace(spec, cpu=group))
         assert members(group.path) == {machine.pid}
-        assert (group.path / "cpu.shares").read_text() == "2048\n"
+        for name, value in group.share.settings(group.version).items():
+            assert (group.path / name).read_text() == value + "\n"
         threads = Path(f"/proc/{machine.pid}/task").iterdir()
-        tasks = (group.path / "tasks").read_text().split()
-        assert {thread.name for thread in threads} <= set(tasks)
+        tasks = (group.path / ("tasks" if group.version == 1 else "cgroup.threads")).read_text()
+        assert {thread.name for thread in threads} <= set(tasks.split())
         await machine.release()
         # The next agent: its start leaves a group that is in use.
         groups.close()

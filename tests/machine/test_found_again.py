@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from smallstack.machine.agent_port import Word
 from smallstack.machine.lifecycle import ExitReason
 from smallstack.machine.process import Machine, find
 from tests.machine.conftest import (
@@ -54,6 +55,27 @@ async def test_let_go_and_found_again(make_spec: MakeSpec, boot: Launch) -> None
     assert left_in(spec.directory) == LEFT
     assert await find(spec.directory) is None
     assert open_descriptors() == before
+
+
+async def test_a_guest_that_missed_a_short_absence_is_known_to_be_ready(
+    make_spec: MakeSpec, boot: Launch
+) -> None:
+    machine = await boot(make_spec("obey"))
+    await console_says(machine, b"ready\n")
+    await machine.ping()
+    for _ in range(5):
+        # The guest stands still while its port is closed and opened again.
+        os.kill(machine.pid, signal.SIGSTOP)
+        await machine.release()
+        found = await find(machine.directory)
+        assert found is not None
+        assert found.timeline.phases == []
+        os.kill(machine.pid, signal.SIGCONT)
+        async with asyncio.timeout(60):
+            await found._first_of(found._event(Word.PONG))
+        assert "guest ready" in {phase.name for phase in found.timeline.phases}
+        machine = found
+    assert await machine.stop() is ExitReason.GUEST_SHUTDOWN
 
 
 AGENT = """

@@ -1,9 +1,10 @@
 r"""The words between the agent and the guest's init, on the port ``org.smallstack.agent.0``.
 
 Lines of text ended by LF. From the agent: ``stop``, ``reboot``, ``ping``. From the guest:
-``ready`` (init listens), ``stopping`` and ``rebooting`` (said before the reset that follows),
-``pong``. What is not such a line is skipped and counted: a guest can say what it likes, and the
-agent keeps at most one line of it. No I/O here::
+``ready`` (init listens; said when it notices that the agent's end was opened, which it may not if
+that was closed for a moment only: hence a ``ping`` to a guest that is found), ``stopping`` and
+``rebooting`` (said before the reset that follows), ``pong``. What is not such a line is skipped and
+counted: a guest can say what it likes, and the agent keeps at most one line of it. No I/O here::
 
     guest bytes ──► Reader.feed ──► [Word, …]        request(Request.STOP) ──► b"stop\n"
 """

@@ -6,11 +6,11 @@ Formats: cgroups(7) and Documentation/admin-guide/{cgroup-v1,cgroup-v2.rst} of t
           /smallstack-<dev>-<ino>/  one agent's machines, named by its state directory
                        /<ip>/       one machine
 
-``base`` is, on version 2, the agent's unit if systemd has delegated it and put the agent itself into
-a group below (``Delegate=``, ``DelegateSubgroup=agent``: without the latter it could not start
-another agent beside machines that live on), else the root of what is mounted; on version 1 the
-agent's own group. All machines together weigh as much as the machine has processors, and each of
-them as much as its milliCPUs: a weight holds nobody back while nobody else wants the processor.
+``base`` is, on version 2, the agent's unit if systemd has delegated it and put the agent itself
+into a group below (``Delegate=``, ``DelegateSubgroup=agent``: without the latter it could not
+start another agent beside machines that live on), else the root of what is mounted; on version 1
+the agent's own group. All machines together weigh as much as the machine has processors, and each
+of them as much as its milliCPUs: a weight holds nobody back while nobody else wants the processor.
 
 A group outlives its agent, as its machine does. It goes with the machine; what a ``kill -9`` leaves
 empty goes at the next start of any agent: a lock on an agent's directory tells whether it lives.

@@ -98,6 +98,7 @@ async def find(directory: Path, name: str | None = None) -> "Machine | None":
     machine = Machine(name or directory.name, directory, started, Timeline())
     try:
         await machine._begin(None)
+        machine._call_guest()
     except BaseException:
         await machine.release()
         raise
@@ -182,6 +183,7 @@ class Machine:
         self._changed: dict[Word | str, asyncio.Event] = {}
         self._limit: asyncio.TimerHandle | None = None
         self._doubt: asyncio.Task[None] | None = None
+        self._guest_is_ready = False
         self._ending: asyncio.Task[None] | None = None
         self.console: Console = Console(ConsoleLog(directory / CONSOLE))
         self._port = _AgentPort(self)
@@ -332,6 +334,12 @@ class Machine:
         if await self._monitor.run(sock, self._on_monitor_up):
             self.doubt()
 
+    def _call_guest(self) -> None:
+        """Have a guest answer that may not have noticed that its port was closed for a moment:
+        then it has no reason to say again that it is ready."""
+        if self.machine_type == "microvm":
+            self._port.send(Request.PING)
+
     async def _open(self, role: str, protocol: asyncio.Protocol) -> None:
         sock = self._sockets.pop(role, None)
         if sock is None:
@@ -370,7 +378,8 @@ class Machine:
             happened.cancel()
 
     def _on_word(self, word: Word) -> None:
-        if word is Word.READY:
+        if word in {Word.READY, Word.PONG} and not self._guest_is_ready:
+            self._guest_is_ready = True
             self.timeline.mark("guest ready")
         if word is not Word.PONG:
             self._seen.word = word

@@ -213,18 +213,22 @@ static void obey(int stubborn)
     for (;;) {
         const char *text = hear();
 
-        if (stubborn && text[0] != 'p') {
-            say("no\n");
-        } else if (same(text, "stop\n", 5)) {
-            word("stopping\n");
-            say("stopping\n");
-            reset();
-        } else if (same(text, "reboot\n", 7)) {
-            word("rebooting\n");
-            say("rebooting\n");
-            reset();
-        } else if (same(text, "ping\n", 5)) {
-            word("pong\n");
+        while (*text) { /* whole lines, maybe several */
+            if (stubborn && text[0] != 'p') {
+                say("no\n");
+            } else if (same(text, "stop\n", 5)) {
+                word("stopping\n");
+                say("stopping\n");
+                reset();
+            } else if (same(text, "reboot\n", 7)) {
+                word("rebooting\n");
+                say("rebooting\n");
+                reset();
+            } else if (same(text, "ping\n", 5)) {
+                word("pong\n");
+            }
+            while (*text && *text++ != '\n')
+                ;
         }
         offer(4, 63, 1);
     }

@@ -116,5 +116,5 @@ async def test_without_control_groups_there_is_one_warning(bare_cloud: Cloud) ->
     for name in ("one", "two"):
         assert not (await cloud.create(hostname=name)).dhcp_timed_out
     (line,) = (line for line in cloud.log.splitlines() if "WARNING" in line)
-    assert "no control groups for processors, all VMs compete as equals: /sys/fs/cgroup" in line
+    assert "no control groups for processors, all VMs compete as equals: " in line
     assert groups(cloud.state) == []

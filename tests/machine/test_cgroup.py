@@ -269,7 +269,7 @@ def hierarchy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[
     version, point = request.param, tmp_path / "groups"
     point.mkdir()
     one = ["cgroup", "-o", "none,name=smallstack-test", "cgroup"]
-    command = ["mount", "-t", *(one if version == 1 else ["cgroup2", "cgroup2"]), point]
+    command = ["mount", "-t", *(one if version == 1 else ["cgroup2", "cgroup2"]), str(point)]
     subprocess.run(command, check=True)
     yield version, point
     subprocess.run(["umount", point], check=True)

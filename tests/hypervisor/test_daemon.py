@@ -91,6 +91,7 @@ ROOT = pwd.getpwuid(0).pw_name
     [
         ({"qemu_user": "no such user"}, "there is no user 'no such user' for QEMU"),
         ({"qemu_user": ROOT}, f"QEMU may not run as '{ROOT}', who is root"),
+        ({"qemu_uids": "0"}, "QEMU cannot have the uids 0 to 65535: 0 is root"),
         ({"volume_directories": "/proc/none"}, "cannot use the volume directory /proc/none"),
     ],
 )

@@ -1,6 +1,7 @@
 """From a record to a machine."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ def test_an_appliance(tmp_path: Path) -> None:
     ]
     assert [(n.mac, n.mtu) for n in spec.nics] == [(ADDRESS.mac_address, 1400)]
     assert (spec.uid, spec.gid, spec.qemu) == (65534, 65534, "qemu")
+    own = replace(EMULATOR, uid=2000, gid=3000, own_users=True)
+    spec = machine_spec(record, AgentRecord(slot=7), tmp_path, (), own)
+    assert (spec.uid, spec.gid) == (2007, 3007)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from smallstack.hypervisor import users
 from smallstack.machine.cgroup import PREFIX, state_name
 
 CACHES = ("objects", "bricks")
@@ -50,7 +51,7 @@ def take(agent_pid: int, directories: Sequence[Path]) -> Snapshot:
     return Snapshot(
         links=sorted(link["ifname"] for link in links),
         files=sorted(str(p) for d in directories for p in _files(d)),
-        processes=Counter((uid, name) for _, uid, name in processes()),
+        processes=Counter((_user(uid), name) for _, uid, name in processes()),
         descriptors=_descriptors(agent_pid),
         loops=_loops([str(directory) for directory in directories]),
         groups=[group for directory in directories for group in groups(directory)],
@@ -68,6 +69,11 @@ def groups(state: Path) -> list[str]:
             if PREFIX + state_name(state) in path.parts:
                 found.append(f"{path}: {len((path / 'cgroup.procs').read_text().split())}")
     return sorted(found)
+
+
+def _user(uid: int) -> int:
+    """The first of QEMU's uids for all of them: VMs that come and go have any."""
+    return users.FIRST if uid in range(users.FIRST, users.FIRST + users.COUNT) else uid
 
 
 def _loops(directories: list[str]) -> list[str]:

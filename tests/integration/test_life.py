@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from smallstack.client.errors import ServiceError
+from smallstack.hypervisor import users
 from smallstack.proto.enums import State
 from smallstack.proto.hypervisor.every import ChangeAddressPoolRequest
 from smallstack.srpc.errors import AccessDeniedError
@@ -172,6 +174,56 @@ async def test_every_thread_of_qemu_is_confined(cloud: Cloud) -> None:
         assert int(status["CapEff"], 16) == 0
         assert all(int(uid) != 0 for uid in status["Uid"].split())
         assert all(int(gid) != 0 for gid in status["Gid"].split())
+
+
+def ids_of(pid: int) -> tuple[int, int]:
+    """Uid and gid of a process; it has no others."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    (uid,), (gid,) = set(status["Uid"].split()), set(status["Gid"].split())
+    assert status["Groups"].strip() == ""
+    return int(uid), int(gid)
+
+
+GRASP = """
+import ctypes, os, sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+pid = int(sys.argv[1])
+PIDFD_GETFD, PTRACE_SEIZE = 438, 0x4206
+for result in (
+    libc.syscall(PIDFD_GETFD, os.pidfd_open(pid), 3, 0),
+    libc.ptrace(PTRACE_SEIZE, pid, None, None),
+):
+    print("had" if result >= 0 else os.strerror(ctypes.get_errno()))
+try:
+    os.open(f"/proc/{pid}/mem", os.O_RDWR)
+    print("had")
+except OSError as error:
+    print(error.strerror)
+"""
+"""Takes a descriptor of a process, traces it, opens its memory."""
+
+
+async def test_no_qemu_can_touch_another(cloud: Cloud) -> None:
+    for _ in range(2):
+        await cloud.create()
+    one, other = cloud.qemu_pids()
+    uid, gid = ids_of(one)
+    assert users.FIRST <= uid == gid < users.FIRST + users.COUNT
+    assert ids_of(other)[0] != uid
+    assert ids_of(other)[1] != gid
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).resolve(),
+        *("-I", "-c", GRASP, str(other)),
+        user=uid,
+        group=gid,
+        extra_groups=[],
+        cwd="/",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await process.communicate()
+    assert said.decode().splitlines() == ["Operation not permitted"] * 2 + ["Permission denied"]
 
 
 async def test_what_everybody_may_read(cloud: Cloud) -> None:

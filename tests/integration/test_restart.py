@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pwd
 import signal
 from contextlib import aclosing
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from smallstack.client.errors import ServiceError
 from smallstack.client.hypervisor import HypervisorClient
 from smallstack.control.sandbox import DaemonError
+from smallstack.hypervisor import users
 from smallstack.proto.enums import State
 from smallstack.proto.hypervisor.every import CreateVmResponse
 from smallstack.srpc.errors import ConnectionClosedError
@@ -287,3 +289,39 @@ async def test_a_vm_whose_record_is_broken_is_left_alone(cloud: Cloud) -> None:
         assert await client.start_vm(ip, dhcp_timeout=60 * SECOND)
     for name in (ip, *others):
         await cloud.destroy(name)
+
+
+async def test_machines_of_another_user_are_found(bare_cloud: Cloud) -> None:
+    """One user for all before, one for each VM since: what runs is kept, and goes over."""
+    cloud = bare_cloud
+    await cloud.start_hypervisor(qemu_user="nobody")
+    await cloud.set_up()
+    made = [await cloud.create() for _ in range(2)]
+    pids = sorted(cloud.qemu_pids())
+    nobody = pwd.getpwnam("nobody").pw_uid
+    assert {Path(f"/proc/{pid}").stat().st_uid for pid in pids} == {nobody}
+    for reply in made:  # as an agent of before there were any slots left it
+        record = cloud.state / "VMs" / reply.ip_address / "agent.json"
+        content = json.loads(record.read_text())
+        del content["slot"]
+        record.write_text(json.dumps(content))
+
+    await cloud.kill_hypervisor()
+    await cloud.start_hypervisor()
+    assert await cloud.states() == {reply.ip_address: State.RUNNING for reply in made}
+    assert sorted(cloud.qemu_pids()) == pids
+    async with cloud.client() as client:
+        await client.stop_vm(made[0].ip_address)
+        await client.start_vm(made[0].ip_address, dhcp_timeout=60 * SECOND)
+    (started,) = set(cloud.qemu_pids()) - set(pids)
+    own = Path(f"/proc/{started}").stat().st_uid
+    assert own >= users.FIRST
+    await cloud.kill_hypervisor()
+    await cloud.start_hypervisor()
+    assert started in cloud.qemu_pids()
+    await cloud.create()
+    (third,) = set(cloud.qemu_pids()) - {started, *pids}
+    assert Path(f"/proc/{third}").stat().st_uid not in (nobody, own)
+    for ip in await cloud.states():
+        await cloud.destroy(ip)
+    assert cloud.qemu_pids() == []

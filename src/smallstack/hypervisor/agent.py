@@ -29,6 +29,7 @@ from smallstack.hypervisor.roots import Roots, RootWanted, label_of
 from smallstack.hypervisor.specs import Emulator, machine_spec
 from smallstack.hypervisor.states import Action, Event, rule
 from smallstack.hypervisor.store import INFO, Store, VmDirectory, remove_tree
+from smallstack.hypervisor.users import COUNT, free_slot
 from smallstack.hypervisor.vm import Vm
 from smallstack.hypervisor.wiring import Nic, Wiring, taps_of
 from smallstack.machine import process
@@ -94,7 +95,10 @@ class Agent:
         return found
 
     def add(self, vm: Vm) -> None:
-        """Enter a VM and start its task."""
+        """Enter a VM and start its task; it gets a slot if it has none that is its own."""
+        taken = {other.agent.slot for other in self.vms.values()}
+        if vm.agent.slot in taken or not 0 <= vm.agent.slot < COUNT:
+            vm.agent.slot = free_slot(vm.ip, taken)
         self.vms[vm.ip] = vm
         self._tasks[vm.ip] = vm.begin()
 
@@ -257,6 +261,7 @@ class Agent:
         parts = self.parts
         directories = await asyncio.to_thread(lambda: list(parts.store.list()))
         unreadable: set[str] = set()
+        found: list[Vm] = []
         for directory in directories:
             try:
                 vm = await asyncio.to_thread(self._load_one, directory)
@@ -265,8 +270,14 @@ class Agent:
                 unreadable.add(directory.ip)
                 continue
             if vm is not None:
-                parts.ledger.adopt(vm.record)
-                self.add(vm)
+                found.append(vm)
+        # Those that have a slot first: their QEMU may be running as its user.
+        for vm in sorted(found, key=lambda vm: vm.agent.slot < 0):
+            parts.ledger.adopt(vm.record)
+            slot = vm.agent.slot
+            self.add(vm)
+            if vm.agent.slot != slot:
+                await asyncio.to_thread(self._note_slot, vm)
         await parts.ledger.reconcile(unreadable)
         await asyncio.to_thread(self._warn_of_strays, {*self.vms, *unreadable})
         await parts.wiring.install(
@@ -325,6 +336,12 @@ class Agent:
                 detail=f"it is of {record.vm_info.address.ip_address or 'no address'}",
             )
         return Vm(record, directory, self, directory.read_agent())
+
+    def _note_slot(self, vm: Vm) -> None:
+        try:
+            vm.directory.write_agent(vm.agent)
+        except OSError as error:
+            _log.warning("%s: its record: %s", vm.ip, describe(error))
 
     def _warn_of_strays(self, known: set[str]) -> None:
         """Volumes of no VM are told of, not removed: the VMs may belong to another state

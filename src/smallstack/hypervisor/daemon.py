@@ -30,6 +30,7 @@ from smallstack.hypervisor.roots import Roots
 from smallstack.hypervisor.service import Service
 from smallstack.hypervisor.specs import Emulator, host_processors
 from smallstack.hypervisor.store import Store
+from smallstack.hypervisor.users import COUNT, FIRST, check_uids
 from smallstack.hypervisor.wiring import Wiring
 from smallstack.identity.credentials import ClientCredentials, Pair, ServerCredentials
 from smallstack.machine.accelerator import probe
@@ -76,7 +77,10 @@ OBJECT_CACHE_SIZE = Setting(
 )
 ACCELERATOR = Setting("accelerator", choice("auto", "kvm", "tcg"), "auto", "how guests run")
 QEMU = Setting("qemu", text, "qemu-system-x86_64", "the emulator's program")
-QEMU_USER = Setting("qemu_user", text, "nobody", "the user that QEMU runs as")
+QEMU_USER = Setting("qemu_user", text, "", "one user for every QEMU; default: one for each VM")
+QEMU_UIDS = Setting(
+    "qemu_uids", integer, FIRST, f"the first of {COUNT} uids for QEMU, one for each VM"
+)
 QEMU_START_TIMEOUT = Setting(
     "qemu_start_timeout", duration, 30 * 10**9, "a QEMU that is silent for so long is killed"
 )
@@ -113,6 +117,7 @@ SETTINGS: list[Setting[object]] = [
         ACCELERATOR,
         QEMU,
         QEMU_USER,
+        QEMU_UIDS,
         QEMU_START_TIMEOUT,
         CPU_CONTROL,
         CA_FILE,
@@ -243,23 +248,34 @@ async def _open_agent(values: Values, store: Store) -> Agent:
 async def _emulator(values: Values, store: Store) -> Emulator:
     setting = cast("Literal['auto', 'kvm', 'tcg']", values[ACCELERATOR])
     verdict = await probe(setting, values[STATE_DIR])
-    try:
-        user = pwd.getpwnam(values[QEMU_USER])
-    except KeyError:
-        raise NoUserError(name=values[QEMU_USER]) from None
-    if user.pw_uid == 0 or user.pw_gid == 0:
-        raise RootUserError(name=values[QEMU_USER])
+    uid, gid = await asyncio.to_thread(_user, values)
     if shutil.which(values[QEMU]) is None:
         _log.warning("%s is not installed: no VM can be started", values[QEMU])
     return Emulator(
         values[QEMU],
         verdict,
-        user.pw_uid,
-        user.pw_gid,
+        uid,
+        gid,
         host_processors(),
         values[QEMU_START_TIMEOUT] / 1e9,
         await asyncio.to_thread(_cpu_groups, store, values[CPU_CONTROL]),
+        own_users=not values[QEMU_USER],
     )
+
+
+def _user(values: Values) -> tuple[int, int]:
+    """Uid and gid of every QEMU, or the first of them."""
+    name = values[QEMU_USER]
+    if not name:
+        check_uids(values[QEMU_UIDS])
+        return values[QEMU_UIDS], values[QEMU_UIDS]
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise NoUserError(name=name) from None
+    if user.pw_uid == 0 or user.pw_gid == 0:
+        raise RootUserError(name=name)
+    return user.pw_uid, user.pw_gid
 
 
 def _cpu_groups(store: Store, control: str) -> CpuGroups | None:

@@ -49,6 +49,14 @@ class Emulator:
     """Seconds until a QEMU whose monitor is silent is killed."""
     groups: CpuGroups | None = None
     """Where machines get their share of the processors; None: nowhere."""
+    own_users: bool = False
+    """Whether ``uid`` and ``gid`` are the first of many, one for each VM by its slot."""
+
+    def user(self, slot: int) -> tuple[int | None, int | None]:
+        """Uid and gid of the VM with that slot."""
+        if not self.own_users or self.uid is None or self.gid is None:
+            return self.uid, self.gid
+        return self.uid + slot, self.gid + slot
 
     def cpu_group(self, info: VmInfo) -> CpuGroup | None:
         """The control group of a VM."""
@@ -92,6 +100,7 @@ def machine_spec(
     check_supported(info)
     disks = _disks(record, agent)
     kernel, initrd = _boot_files(record)
+    uid, gid = emulator.user(agent.slot)
     microvm = (
         info.machine_type is MachineType.AUTO
         and kernel is not None
@@ -120,8 +129,8 @@ def machine_spec(
             )
             for nic in nics
         ),
-        uid=emulator.uid,
-        gid=emulator.gid,
+        uid=uid,
+        gid=gid,
         qemu=emulator.program,
         cpu=emulator.cpu_group(info),
     )

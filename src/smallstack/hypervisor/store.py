@@ -64,6 +64,8 @@ class AgentRecord(msgspec.Struct, kw_only=True):
     lease: bool = True
     """Whether the VM is to get its address by DHCP."""
     root: Layer = msgspec.field(default_factory=Layer)
+    slot: int = -1
+    """Whose of QEMU's users are its own, see users.py; -1: a record of before there were any."""
 
 
 def to_json(message: Message) -> bytes:

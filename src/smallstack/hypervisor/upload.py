@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from smallstack.outlast import outlast
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import ConnectionClosedError, PeerStalledError
 
@@ -35,14 +36,18 @@ class Upload:
         Raises OSError, ConnectionClosedError, PeerStalledError.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        fd = await asyncio.to_thread(os.open, path, flags, 0o600)
+        opened: list[int] = []
         try:
+            # Outlasted: nothing may write to a descriptor that is closed, or open one that nobody
+            # closes.
+            await outlast(asyncio.to_thread(os.open, path, flags, 0o600), opened.append)
             while count:
                 data = await self._some(count)
-                await asyncio.to_thread(_write, fd, data)
+                await outlast(asyncio.to_thread(_write, opened[0], data))
                 count -= len(data)
         finally:
-            os.close(fd)
+            for fd in opened:
+                os.close(fd)
 
     async def _some(self, limit: int) -> bytes:
         try:

@@ -75,11 +75,27 @@ def test_a_second_authority_and_a_bad_method(tmp_path: Path) -> None:
     assert not (tmp_path / "alice.key").exists()
 
 
-def test_a_host_that_is_no_name_is_told(tmp_path: Path) -> None:
-    assert _run(tmp_path, "make-ca").exit_code == 0
-    arguments = ["--server", "--host", "bä d", "--out", str(tmp_path / "hv")]
-    result = _run(tmp_path, "issue", "hv", *arguments)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["issue", "hv", "--server", "--host", "bä d"], "host 'bä d' is no address and no ASCII"),
+        (["issue", "hv", "--server", "--host", ""], "host '' is no address"),
+        (["issue", "x" * 65], "a name has 1 to 64 bytes"),
+        (["issue", "ä" * 33], "a name has 1 to 64 bytes"),
+        (["issue", ""], "a name has 1 to 64 bytes"),
+        (["issue", "\udcff"], "a name has 1 to 64 bytes of UTF-8"),
+        (["issue", "alice", "--group", "\udcff"], r"'\udcff' is not UTF-8"),
+        (["make-ca", "--identity", "--name", "x" * 65], "a name has 1 to 64 bytes"),
+    ],
+)
+def test_what_cannot_be_in_a_certificate_is_told(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    assert _run(tmp_path / "pki", "make-ca").exit_code == 0
+    out = [] if words[0] == "make-ca" else ["--out", str(tmp_path / "out")]
+    result = _run(tmp_path / "pki", *words, *out)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "host 'bä d' is no ASCII name" in result.stderr
+    assert said in result.stderr
     assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "hv").exists()
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "pki" / "identity-ca.key").exists()

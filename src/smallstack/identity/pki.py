@@ -108,7 +108,7 @@ def make_ca(
     if (directory / f"{stem}.key").exists():
         raise AuthorityError(directory=directory, detail=f"{stem}.key is there already")
     key = ec.generate_private_key(_P256)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = _common_name(directory, name)
     public = key.public_key()
     builder = (
         _builder(subject, subject, public, days)
@@ -144,10 +144,6 @@ def issue(
     Raises AuthorityError for an empty name, a method without exactly one dot or a host that is not
     ASCII.
     """
-    if not common_name or len(common_name) > 64:
-        raise AuthorityError(
-            directory=authority.directory, detail="a name has 1 to 64 characters (X.520)"
-        )
     for method in methods:
         if not re.fullmatch(r"[^.\s]+\.[^.\s]+", method):
             raise AuthorityError(
@@ -155,7 +151,7 @@ def issue(
                 detail=f"method {method!r} is not Service.Method, such as 'Hypervisor.*'",
             )
     key = ec.generate_private_key(_P256)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    subject = _common_name(authority.directory, common_name)
     usages = [ExtendedKeyUsageOID.SERVER_AUTH] if server else []
     if not server or methods or groups:
         usages.append(ExtendedKeyUsageOID.CLIENT_AUTH)
@@ -172,7 +168,13 @@ def issue(
         )
     for oid, values in ((METHODS_OID, methods), (GROUPS_OID, groups)):
         if values:
-            value = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), encode_strings(values))
+            try:
+                text = encode_strings(values)
+            except UnicodeEncodeError as error:
+                raise AuthorityError(
+                    directory=authority.directory, detail=f"{error.object!r} is not UTF-8"
+                ) from None
+            value = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), text)
             builder = builder.add_extension(value, critical=False)
     certificate = builder.sign(authority.key, hashes.SHA256())
     pem = certificate.public_bytes(serialization.Encoding.PEM)
@@ -229,12 +231,20 @@ def _general_name(authority: Authority, name: str) -> x509.GeneralName:
         return x509.IPAddress(ip_address(name))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(name)
-    except ValueError as error:
+    if not re.fullmatch(r"[A-Za-z0-9*._-]+", name):
         raise AuthorityError(
-            directory=authority.directory, detail=f"host {name!r} is no ASCII name: write xn--…"
-        ) from error
+            directory=authority.directory, detail=f"host {name!r} is no address and no ASCII name"
+        )
+    return x509.DNSName(name)
+
+
+def _common_name(directory: Path, name: str) -> x509.Name:
+    try:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    except ValueError:
+        raise AuthorityError(
+            directory=directory, detail="a name has 1 to 64 bytes of UTF-8 (X.520)"
+        ) from None
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

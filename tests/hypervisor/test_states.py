@@ -116,6 +116,12 @@ def test_what_a_start_finds() -> None:
     assert rule(State.DESTROYING, Event.LOST).action is Action.DELETE
     for state in (State.STOPPED, State.MIGRATING, State.EXPORTING):
         assert rule(state, Event.FIND) == states.IGNORED
+    for state in State:
+        found = rule(state, Event.DAMAGED)
+        if state is State.STOPPED:
+            assert found == states.Rule(State.FAILED_TO_START)
+        else:
+            assert found == states.IGNORED  # a launch finds out
 
 
 def test_a_state_of_the_future() -> None:

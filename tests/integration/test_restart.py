@@ -325,3 +325,41 @@ async def test_machines_of_another_user_are_found(bare_cloud: Cloud) -> None:
     for ip in await cloud.states():
         await cloud.destroy(ip)
     assert cloud.qemu_pids() == []
+
+
+async def test_volumes_that_are_not_what_the_records_say(cloud: Cloud) -> None:
+    """Neither booted from nor shown as sound; put back, they are."""
+    ran = (await cloud.create(hostname="ran")).ip_address
+    cut = (await cloud.create(hostname="cut", do_not_start=True)).ip_address
+    sound = (await cloud.create(hostname="sound", do_not_start=True)).ip_address
+    await cloud.stop_hypervisor()
+    for pid in cloud.qemu_pids():
+        os.kill(pid, signal.SIGKILL)
+    volumes = cloud.state / "volumes"
+    (volumes / ran / "root").rename(volumes / "kept")
+    size = (volumes / cut / "root").stat().st_size
+    os.truncate(volumes / cut / "root", 100)
+    await cloud.start_hypervisor()
+    async with asyncio.timeout(60):
+        while await cloud.states() != {
+            ran: State.FAILED_TO_START,
+            cut: State.FAILED_TO_START,
+            sound: State.STOPPED,
+        }:
+            pass
+    for ip, word in ((ran, "No such file"), (cut, "100 bytes")):
+        lines = [line for line in cloud.log.splitlines() if f"{ip}/root" in line]
+        assert len(lines) == 1, lines
+        assert f"volume {volumes / ip / 'root'} cannot be used: " in lines[0]
+        assert word in lines[0]
+        async with cloud.client() as client:
+            with pytest.raises(ServiceError, match="put the file back, or destroy the VM"):
+                await client.start_vm(ip)
+    (volumes / "kept").rename(volumes / ran / "root")
+    async with cloud.client() as client:
+        assert await client.start_vm(ran, dhcp_timeout=60 * SECOND)
+    record = (cloud.state / "VMs" / cut / "info.json").read_text()
+    assert size > 100
+    assert '"State": "failed to start"' in record, "it was asked to start, and failed"
+    for ip in (ran, cut, sound):
+        await cloud.destroy(ip)

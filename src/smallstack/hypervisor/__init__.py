@@ -10,4 +10,5 @@
     images     the image server, trees kept                       ledger   who has how much
     wiring     bridges, taps, guard, DHCP, metadata               specs    record ─► machine
     host       this machine's memory, processors, space           pages    the status page
+    volume_files   whether volumes are what the records say
 """

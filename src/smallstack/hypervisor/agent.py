@@ -22,7 +22,7 @@ from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Final
 
-from smallstack.hypervisor.errors import NoVmError, RecordError
+from smallstack.hypervisor.errors import NoVmError, RecordError, VolumeFileError
 from smallstack.hypervisor.images import Images
 from smallstack.hypervisor.ledger import Ledger
 from smallstack.hypervisor.roots import Roots, RootWanted, label_of
@@ -31,6 +31,7 @@ from smallstack.hypervisor.states import Action, Event, rule
 from smallstack.hypervisor.store import INFO, Store, VmDirectory, remove_tree
 from smallstack.hypervisor.users import COUNT, free_slot
 from smallstack.hypervisor.vm import Vm
+from smallstack.hypervisor.volume_files import check_volume_files
 from smallstack.hypervisor.wiring import Nic, Wiring, taps_of
 from smallstack.machine import process
 from smallstack.machine.lifecycle import ExitReason
@@ -131,6 +132,7 @@ class Agent:
         parts = self.parts
         parts.ledger.check_available(vm.info.memory_in_mib)
         await self._restore_brick(vm)
+        await asyncio.to_thread(check_volume_files, vm.record, vm.agent)
         if vm.ip not in self._nics:
             await self.connect(vm)
         nics = self._nics.pop(vm.ip)
@@ -294,7 +296,10 @@ class Agent:
         Those that were not found are being launched then.
         """
         vms = list(self.vms.values())
+        damaged = await asyncio.to_thread(self._damaged, vms)
         await asyncio.gather(*(vm.find() for vm in vms))
+        for vm, error in damaged:
+            await vm.damaged(error)
         for vm in vms:
             if not vm.gone and not vm.directory.is_acknowledged:
                 vm.expire_after(self.acknowledge_seconds)
@@ -313,6 +318,17 @@ class Agent:
         if self.parts.emulator.groups is not None:
             await asyncio.to_thread(self.parts.emulator.groups.close)
         self.parts.store.close()
+
+    def _damaged(self, vms: Iterable[Vm]) -> list[tuple[Vm, VolumeFileError]]:
+        """VMs with damaged volumes that are not going to be launched, which would tell."""
+        found = []
+        for vm in vms:
+            if vm.state is State.STOPPED:
+                try:
+                    check_volume_files(vm.record, vm.agent)
+                except VolumeFileError as error:
+                    found.append((vm, error))
+        return found
 
     def _tap_gone(self, name: str) -> None:
         for vm in self.vms.values():

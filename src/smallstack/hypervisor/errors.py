@@ -118,6 +118,10 @@ class RecordError(HypervisorError):
     """cannot {action} {path}: {detail}"""
 
 
+class VolumeFileError(HypervisorError):
+    """volume {path} cannot be used: {detail}; put the file back, or destroy the VM"""
+
+
 class VmExistsError(HypervisorError):
     """cannot make {path}: it is there already, and no VM of this agent has it; move it away"""
 

@@ -33,6 +33,9 @@ What FIND comes to::
     destroying                                       FOUND: quit     LOST: deleted
     stopped, migrating, exporting                    not looked for
 
+A VM that is stopped, and whose volumes are DAMAGED, is shown as one that failed to start. On disk
+it stays stopped: a later start of the agent, which finds them whole, does not launch it.
+
 ``migrating``, ``exporting`` and ``debugging`` are states that a record may have although nothing
 here leads to them.
 """
@@ -56,6 +59,7 @@ class Event(Enum):
     FIND = "find"
     FOUND = "found"
     LOST = "lost"
+    DAMAGED = "volumes are damaged"
     UP = "up"
     FAILED = "failed to start"
     GUEST_SHUTDOWN = "guest shut down"
@@ -203,6 +207,7 @@ _WHILE_UP: Final[dict[Event, Rule]] = {
 
 _MACHINE: Final[dict[State, dict[Event, Rule]]] = {
     _S.STARTING: {**_FOUND, _E.UP: Rule(_S.RUNNING), _E.FAILED: Rule(_S.FAILED_TO_START)},
+    _S.STOPPED: {_E.DAMAGED: Rule(_S.FAILED_TO_START)},
     _S.FAILED_TO_START: _FOUND,
     _S.CRASHED: _FOUND,
     _S.RUNNING: _WHILE_UP,

@@ -188,6 +188,12 @@ class Vm:
         if search is not None:
             await search
 
+    async def damaged(self, error: Exception) -> None:
+        """At start: its volumes are not what its record says."""
+        _log.error("%s: %s", self.ip, describe(error))
+        self.error = error
+        await self._post(Event.DAMAGED)
+
     def end_creation(self) -> None:
         """The create is over: callers may have the VM."""
         self.in_creation = False
@@ -308,7 +314,8 @@ class Vm:
             self._settle_launch(event)
             self._tell()
         try:
-            await self.save()
+            if event is not Event.DAMAGED:  # that is for those who look; disk says what is wanted
+                await self.save()
         except DiskError as error:
             if event is Event.START:
                 self.info.state, self.info.changed_state_on = before, since

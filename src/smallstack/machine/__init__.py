@@ -11,6 +11,7 @@ process ended.
     spec         what a machine consists of (data)
     command      spec -> QEMU's argument vector (pure)
     start        open what QEMU needs, spawn it; find its process  csrc/spawn.c
+    cgroup       a machine's share of the processors
     process      launch, find again, stop, reboot, quit, wait
     monitor      the QMP session
     lifecycle    why a machine ended (pure)

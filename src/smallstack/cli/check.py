@@ -117,17 +117,14 @@ def bridge_rules() -> Finding:
         "add table bridge probe; add chain bridge probe c { type filter hook prerouting "
         "priority -300; }; add rule bridge probe c ether daddr set 02:00:00:00:00:01"
     )
-    try:
-        done = subprocess.run(
-            ["unshare", "--net", "nft", script], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError as error:
-        return Finding(
-            "nftables",
-            "lacks",
-            f"{error.filename} is missing",
-            "apt-get install nftables util-linux",
-        )
+    for name, package in (("unshare", "util-linux"), ("nft", "nftables")):
+        if shutil.which(name) is None:
+            return Finding(
+                "nftables", "lacks", f"{name} is not on the PATH", f"apt-get install {package}"
+            )
+    done = subprocess.run(
+        ["unshare", "--net", "nft", script], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         lines = (done.stderr or "unshare or nft is missing").splitlines()
         return Finding(

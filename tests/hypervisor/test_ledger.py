@@ -336,6 +336,7 @@ def test_names_and_figures() -> None:
         "5 GiB",
         "2 TiB",
     ]
+    assert [format_bytes(1 << n) for n in (50, 64)] == ["1 PiB", "16 EiB"]
 
 
 def test_the_host_is_read_not_touched(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_an_ordinary_request() -> None:
     check_create(request(), USER)
     check_create(request(virtual_cpus=4, milli_cpus=4999, cpu_priority=5), USER)
     check_create(request(virtualiser_image_name=""), Peer(), anonymous=True)
+    check_create(request(virtual_cpus=4, roundup_power=40), USER, processors=4)
 
 
 BAD: list[tuple[Callable[[], CreateVmRequest], type[Exception], str]] = [
@@ -68,6 +69,7 @@ BAD: list[tuple[Callable[[], CreateVmRequest], type[Exception], str]] = [
         "UNKNOWN VolumeInterface",
     ),
     (lambda: request(user_data_size=1 << 40), RequestError, "bytes of user data: at most"),
+    (lambda: request(roundup_power=70), RequestError, "RoundupPower: 70: at most 40"),
     (lambda: request(image_name=""), NoImageError, "no image specified"),
     (lambda: request(image_name="", image_data_size=1), NotSupportedError, "a root volume sent"),
     (lambda: request(image_name="", image_url="u"), NotSupportedError, "an image by URL"),
@@ -100,18 +102,26 @@ def test_refusals(number: int) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_more_processors_than_there_are() -> None:
+    """What is recorded is what the guest gets."""
+    with pytest.raises(RequestError, match="VirtualCPUs: 5: this machine has 4 processors"):
+        check_create(request(virtual_cpus=5), USER, processors=4)
+
+
 def test_powers() -> None:
     check_create(request(cpu_priority=-1), POWER)
     with pytest.raises(NotAuthenticatedError, match=r"^no authentication data$"):
         check_create(request(), Peer(have_method_access=True))
 
 
-@pytest.mark.parametrize("name", ["", "a", "Ä-1.b", "x" * 4096])
+@pytest.mark.parametrize("name", ["", "a", "A-1.b", "x" * 63, ".".join(["x" * 63] * 4)[:253]])
 def test_hostnames(name: str) -> None:
     check_hostname(name)
 
 
-@pytest.mark.parametrize("name", ["a b", "a/b", "a\0", "-a_b", "x" * 4097, "a;b"])
+@pytest.mark.parametrize(
+    "name", ["a b", "a/b", "a\0", "-a_b", "x" * 64, "x." * 127, "a;b", "Ä", "b\u0661"]
+)
 def test_bad_hostnames(name: str) -> None:
     with pytest.raises(RequestError):
         check_hostname(name)

@@ -13,11 +13,21 @@ from smallstack.proto.hypervisor.create import MAX_USER_DATA, CreateVmRequest
 from smallstack.proto.kinds import Word
 
 MAX_TEXT = 4096
-"""Characters of a host name or of kernel options."""
+"""Characters of kernel options."""
+MAX_HOSTNAME, MAX_LABEL = 253, 63
+"""Characters of a host name and of what is between its dots (RFC 1035, 2.3.4)."""
+MAX_ROUNDUP = 40
+"""Root volumes are rounded up to a TiB at most."""
 
 
-def check_create(request: CreateVmRequest, caller: Caller, *, anonymous: bool = False) -> None:
-    """``anonymous``: a caller needs no name.
+def check_create(
+    request: CreateVmRequest,
+    caller: Caller,
+    *,
+    anonymous: bool = False,
+    processors: int | None = None,
+) -> None:
+    """``anonymous``: a caller needs no name. ``processors``: how many this machine has.
 
     Raises NotAuthenticatedError, RequestError, NotSupportedError or NoImageError."""
     info = request.vm_info
@@ -38,6 +48,12 @@ def check_create(request: CreateVmRequest, caller: Caller, *, anonymous: bool = 
         raise RequestError(detail="no CPUs specified")
     if 0 < info.virtual_cpus < info.milli_cpus // 1000:
         raise RequestError(detail=f"VirtualCPUs must be at least {info.milli_cpus // 1000}")
+    if processors is not None and info.virtual_cpus > processors:
+        raise RequestError(
+            detail=f"VirtualCPUs: {info.virtual_cpus}: this machine has {processors} processors"
+        )
+    if request.roundup_power > MAX_ROUNDUP:
+        raise RequestError(detail=f"RoundupPower: {request.roundup_power}: at most {MAX_ROUNDUP}")
     if info.virtualiser_image_name and not caller.have_method_access:
         raise RequestError(detail="custom virtualiser not permitted")
     if len(info.extra_kernel_options) > MAX_TEXT or not info.extra_kernel_options.isprintable():
@@ -50,11 +66,15 @@ def check_create(request: CreateVmRequest, caller: Caller, *, anonymous: bool = 
 
 
 def check_hostname(hostname: str) -> None:
-    """Letters, digits, ``-`` and ``.``. Raises RequestError."""
-    if len(hostname) > MAX_TEXT:
-        raise RequestError(detail="the hostname is too long")
+    """ASCII letters, digits, ``-`` and ``.``. Raises RequestError."""
+    longest = max(map(len, hostname.split(".")))
+    if len(hostname) > MAX_HOSTNAME or longest > MAX_LABEL:
+        raise RequestError(
+            detail=f"the hostname is too long: at most {MAX_HOSTNAME} characters, "
+            f"{MAX_LABEL} between dots"
+        )
     for char in hostname:
-        if not (char.isalpha() or char.isnumeric() or char in "-."):
+        if not (char.isascii() and (char.isalnum() or char in "-.")):
             raise RequestError(detail=f"hostname: {hostname} contains invalid character: {char!r}")
 
 

@@ -105,7 +105,12 @@ class Creation:
         """
         if self._parts.store.disabled:
             raise DisabledError
-        check_create(request, caller, anonymous=self._agent.anonymous_creates)
+        check_create(
+            request,
+            caller,
+            anonymous=self._agent.anonymous_creates,
+            processors=self._parts.emulator.processors,
+        )
         self._request, self._caller = request, caller
         self._announced, self._progress = announced, progress
         await steps.run(self.steps(), self._journal, on_point)

@@ -90,8 +90,8 @@ class LocalHost:
 def format_bytes(count: int) -> str:
     """``512 MiB``: a round figure for people."""
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if value < 1024:
             return f"{value:.4g} {unit}"
         value /= 1024
-    return f"{value:.4g} TiB"
+    return f"{value:.4g} EiB"

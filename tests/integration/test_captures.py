@@ -72,6 +72,17 @@ class Talk:
         self._writer.transport.abort()
 
 
+async def no_control_port(cloud: Cloud, ip: str) -> None:
+    """Without certificates guests do not get the agent's port beside their metadata."""
+    async with cloud.plain_client() as client, client.connect_serial(ip) as port:
+        port.write(b"wget -qO- http://169.254.169.254:6976/healthz; echo en''ded\n")
+        await port.flush()
+        seen = b""
+        while b"ended" not in seen:
+            seen += await port.read_some()
+    assert b"Connection refused" in seen
+
+
 async def test_captured_clients(bare_cloud: Cloud) -> None:
     cloud = bare_cloud
     await cloud.start_hypervisor(insecure="true", allow_unauthenticated_reads="true")
@@ -125,6 +136,7 @@ async def test_captured_clients(bare_cloud: Cloud) -> None:
     done = await talk.value(await talk.call(acknowledge, 2), proto.AcknowledgeVmResponse)
     assert done.error == ""
     talk.end()
+    await no_control_port(cloud, "198.51.100.4")
 
     connect, call = sent("hv-list")
     talk = await Talk.begin(connect)

@@ -131,11 +131,34 @@ async def test_control_port(service: MetadataServer, guard: Guard, plug: Plug) -
             return made.recv(100)
 
     calling = asyncio.create_task(guest.run(call))
+    assert service.control_socket is not None
     connection, peer = await loop.sock_accept(service.control_socket)
     with connection:
         assert peer[0] == guest.ip
         await loop.sock_sendall(connection, b"welcome")
     assert await calling == b"welcome"
+
+
+async def test_without_a_control_port(
+    netlink: Netlink, bridge: Bridge, guard: Guard, plug: Plug
+) -> None:
+    service = MetadataServer(bridge, VMS.get)
+    await service.start(netlink, None)
+    try:
+        await service.set_subnets([SUBNET])
+        await guard.install(services=[service_name(bridge.name)])
+        guest = plug("198.51.100.5")
+        await add(service, guard, guest, None)
+        assert service.control_socket is None
+
+        def call() -> None:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((METADATA, CONTROL_PORT), timeout=10)
+
+        await guest.run(call)
+    finally:
+        VMS.clear()
+        await service.close()
 
 
 async def test_disabled_metadata(service: MetadataServer, guard: Guard, plug: Plug) -> None:

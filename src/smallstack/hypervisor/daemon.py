@@ -96,7 +96,7 @@ IDENTITY_CA_FILE = Setting(
 )
 CERT_FILE = Setting("cert_file", path, Path("/etc/ssl/hypervisor/cert.pem"), "own certificate")
 KEY_FILE = Setting("key_file", path, Path("/etc/ssl/hypervisor/key.pem"), "its key")
-INSECURE = Setting("insecure", boolean, False, "no TLS, every right for everybody")
+INSECURE = Setting("insecure", boolean, False, "no TLS, every right for whoever reaches the port")
 OPEN_PAGES = Setting("open_pages", boolean, False, "pages without a client certificate")
 UNAUTHENTICATED_READS = Setting(
     "allow_unauthenticated_reads", boolean, False, "lists of VMs for everybody"
@@ -234,7 +234,8 @@ async def _open_agent(values: Values, store: Store) -> Agent:
             bridges,
             values[BRIDGE_ADDRESS] or None,
             lambda ip: vms[0].vms.get(ip) if vms else None,
-            values[PORT],
+            # Without certificates every guest would have every right there.
+            None if values[INSECURE] else values[PORT],
         )
         agent = Agent(
             Parts(store, ledger, book, cache, images, roots, wiring, emulator),

@@ -59,7 +59,7 @@ class Wiring:
         names: Sequence[str],
         address: str | None,
         lookup: Lookup,
-        control_port: int,
+        control_port: int | None,
     ) -> "Wiring":
         """Serve the named bridges, or all there are. With an ``address`` the first one is made
         if it is missing, and gets it. Raises NetworkError."""

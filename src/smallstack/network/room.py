@@ -85,13 +85,18 @@ class Network:
 
     @classmethod
     async def open(
-        cls, book: AddressBook, bridges: Sequence[BridgeSpec], *, lookup: Lookup, control_port: int
+        cls,
+        book: AddressBook,
+        bridges: Sequence[BridgeSpec],
+        *,
+        lookup: Lookup,
+        control_port: int | None,
     ) -> "Network":
         """Serve these bridges, or with none named every bridge there is.
 
         ``lookup`` finds a VM by its primary address, for the metadata service; ``control_port`` is
-        opened beside it. Raises NetworkError; then nothing is left behind but a bridge that was
-        made.
+        opened beside it, unless it is None. Raises NetworkError; then nothing is left behind but a
+        bridge that was made.
         """
         network = cls(await Netlink.open(), book)
         try:
@@ -101,7 +106,9 @@ class Network:
             raise
         return network
 
-    async def _start(self, specs: Sequence[BridgeSpec], lookup: Lookup, control_port: int) -> None:
+    async def _start(
+        self, specs: Sequence[BridgeSpec], lookup: Lookup, control_port: int | None
+    ) -> None:
         for spec in specs:
             await ensure_bridge(self.netlink, spec.name, spec.address, create=spec.create)
         wanted = {spec.name for spec in specs}
@@ -161,7 +168,8 @@ class Network:
     def control_sockets(self) -> list[socket.socket]:
         """Listening sockets on 169.254.169.254 and the control port, one per bridge, for the
         daemon's listener; they are closed with the network."""
-        return [service.control_socket for service in self.services.values()]
+        found = (service.control_socket for service in self.services.values())
+        return [sock for sock in found if sock is not None]
 
     def bridge_for(self, subnet: Subnet) -> Bridge:
         """The bridge on which VMs of the subnet are. Raises NoUsableBridgeError, for a VLAN that

@@ -52,13 +52,13 @@ class Cable:
     netlink: Netlink
     """Netlink sockets inside the namespace."""
     http: socket.socket
-    control: socket.socket
+    control: socket.socket | None
     index: int
     """eth0's, inside."""
     routes: set[IPv4Network]
 
     @classmethod
-    async def connect(cls, outside: Netlink, bridge: Bridge, control_port: int) -> "Cable":
+    async def connect(cls, outside: Netlink, bridge: Bridge, control_port: int | None) -> "Cable":
         """Make namespace, cable and sockets. Raises MetadataError or NoPrivilegeError."""
         loop = asyncio.get_running_loop()
         descriptor = await loop.run_in_executor(None, create_namespace)
@@ -70,7 +70,10 @@ class Cable:
             index = await inside.run(lambda sockets: _settle(sockets.route))
             http = await inside.run(lambda _: _listen(HTTP_PORT), socket.socket.close)
             try:
-                control = await inside.run(lambda _: _listen(control_port), socket.socket.close)
+                control = None
+                if control_port is not None:
+                    port = control_port
+                    control = await inside.run(lambda _: _listen(port), socket.socket.close)
             except BaseException:
                 http.close()
                 raise
@@ -85,7 +88,8 @@ class Cable:
     async def close(self) -> None:
         """Close the sockets; namespace and cable go with the last of them, within some 20 ms."""
         self.http.close()
-        self.control.close()
+        if self.control is not None:
+            self.control.close()
         await self.netlink.close()
 
     async def set_routes(self, networks: Iterable[IPv4Network]) -> None:

@@ -71,7 +71,7 @@ class MetadataServer:
         self._connections: dict[asyncio.Task[None], str] = {}
         self._pace = Pace(REQUESTS_PER_SECOND, REQUESTS_AT_ONCE)
 
-    async def start(self, netlink: Netlink, control_port: int) -> None:
+    async def start(self, netlink: Netlink, control_port: int | None) -> None:
         """Connect to the bridge and serve. Raises MetadataError or NoPrivilegeError."""
         self._cable = await Cable.connect(netlink, self.bridge, control_port)
         await self.serve(self._cable.http)
@@ -86,8 +86,10 @@ class MetadataServer:
         return self._connected_cable().mac
 
     @property
-    def control_socket(self) -> socket.socket:
-        """A listening socket on 169.254.169.254 and the control port; it stays ours to close."""
+    def control_socket(self) -> socket.socket | None:
+        """A listening socket on 169.254.169.254 and the control port; it stays ours to close.
+
+        None when the service was started without a control port."""
         return self._connected_cable().control
 
     async def set_subnets(self, subnets: Iterable[Subnet]) -> None:

@@ -348,6 +348,11 @@ class TestMachine:
         machine = await boot(replace(make_spec("obey"), cpu=missing))
         await machine.started()
         assert machine.cpu_group is None
+        await machine.release()
+        found = await find(machine.directory)
+        assert found is not None
+        assert found.cpu_group is None
+        await found.quit()
         (record,) = caplog.records
         assert "starts without its share of the processors" in record.getMessage()
         # A directory that is no group: made, and refused only when the process wants in.

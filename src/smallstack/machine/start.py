@@ -180,7 +180,10 @@ def find_process(directory: Path) -> Started | None:
                     sockets[role] = ours.enter_context(connect(folder, name))
         ours.pop_all()
         ns = time.monotonic_ns()
-        return Started(machine_type, pid, pidfd, sockets, ns, _recorded_group(record))
+        group = _recorded_group(record)
+        if group is not None and not group.is_dir():
+            group = None  # it started without: see `start`
+        return Started(machine_type, pid, pidfd, sockets, ns, group)
 
 
 def process_start_time(pid: int) -> int | None:

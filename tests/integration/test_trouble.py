@@ -69,7 +69,7 @@ REFUSALS: list[tuple[Callable[[], CreateVmRequest], str]] = [
     (lambda: request(milli_cpus=0), "no CPUs specified"),
     (lambda: request(milli_cpus=1_000_000), "insufficient unallocated CPU"),
     (lambda: request(milli_cpus=2000, virtual_cpus=1), "VirtualCPUs must be at least 2"),
-    (lambda: request(minimum_free_bytes=1 << 50), "not enough free space for 1024 TiB volume"),
+    (lambda: request(minimum_free_bytes=1 << 50), "not enough free space for 1 PiB volume"),
     (lambda: request(minimum_free_bytes=0), "root file-system too large"),
     (lambda: request(storage_indices=[3]), "storage[3] does not have"),
     (lambda: request(hostname="a b"), "hostname: a b contains invalid character: ' '"),

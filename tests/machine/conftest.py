@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
@@ -98,12 +99,29 @@ def make_spec(tmp_path: Path, guest_kernel: Path) -> MakeSpec:
 
 
 @pytest.fixture
-async def boot() -> AsyncIterator[Launch]:
+def ends() -> Iterator[Callable[[int], None]]:
+    """Tell it a process's id, and that process is no longer there when the test is over."""
+    watched: list[int] = []
+
+    def watch(pid: int) -> None:
+        with suppress(ProcessLookupError):
+            watched.append(os.pidfd_open(pid))
+
+    yield watch
+    for pidfd in watched:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+
+
+@pytest.fixture
+async def boot(ends: Callable[[int], None]) -> AsyncIterator[Launch]:
     """`launch`, with an end to every machine that the test leaves running."""
     launched: list[Machine] = []
 
     async def run(spec: MachineSpec) -> Machine:
         machine = await launch(spec)
+        ends(machine.pid)
         launched.append(machine)
         return machine
 

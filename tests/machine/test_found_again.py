@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ AGENT = """
 @pytest.mark.parametrize("moment", ["ready", "at once"])
 @pytest.mark.parametrize("deed", ["obey", "reboot"])
 async def test_an_agent_that_is_killed_leaves_its_machines_running(
-    make_spec: MakeSpec, moment: str, deed: str
+    make_spec: MakeSpec, ends: Callable[[int], None], moment: str, deed: str
 ) -> None:
     # Killed at once, before QEMU has taken its first connection: the guest must not speak into it.
     spec = make_spec("obey" if moment == "ready" else "late")
@@ -114,6 +115,7 @@ async def test_an_agent_that_is_killed_leaves_its_machines_running(
     agent.stdin.write(pickle.dumps(spec))
     agent.stdin.write_eof()
     pid = int(await agent.stdout.readline())
+    ends(pid)
     agent.kill()
     await agent.wait()
     machine = await find(spec.directory)

@@ -20,6 +20,7 @@ import pytest
 
 from smallstack.machine.process import Machine, launch
 from smallstack.machine.spec import MachineSpec, Verdict
+from smallstack.machine.start import process_start_time
 
 HERE = Path(__file__).parent
 NOBODY = 65534
@@ -104,25 +105,16 @@ def ends() -> Iterator[Callable[[int], None]]:
 
     It holds no descriptor meanwhile: tests count them.
     """
-    watched: list[tuple[int, str]] = []
+    watched: list[tuple[int, int]] = []
 
     def watch(pid: int) -> None:
-        if began := _began(pid):
+        if began := process_start_time(pid):
             watched.append((pid, began))
 
     yield watch
     for pid, began in watched:
-        if _began(pid) == began:
+        if process_start_time(pid) == began:
             os.kill(pid, signal.SIGKILL)
-
-
-def _began(pid: int) -> str:
-    """When a process began, as proc(5) has it; "" when it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
 
 
 @pytest.fixture

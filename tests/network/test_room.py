@@ -113,6 +113,30 @@ async def test_detach_is_complete_and_repeatable(network: Network) -> None:
     await network.detach("198.51.100.5")
 
 
+async def test_a_tap_that_goes_is_told_by_its_name(network: Network) -> None:
+    """Whoever takes it away; other interfaces are none of it."""
+    loop = asyncio.get_running_loop()
+    gone: list[str] = []
+    both: asyncio.Future[None] = loop.create_future()
+
+    def listener(name: str) -> None:
+        gone.append(name)
+        if len(gone) == 2:
+            both.set_result(None)
+
+    network.on_tap_gone.append(listener)
+    ports = [port(f"198.51.100.{n}") for n in (5, 6)]
+    first, second = [await network.attach(one) for one in ports]
+    await network.close_tap(first)
+    run(f"ip link add other type bridge && ip link del other && ip link del {ports[1].tap}")
+    async with asyncio.timeout(30):
+        await both
+    assert gone == [one.tap for one in ports]
+    await network.close_tap(second)
+    for one in ports:
+        await network.detach(one.ip)
+
+
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_cancelled_attach_leaves_nothing(network: Network, turns: int) -> None:
     before = snapshot()

@@ -115,6 +115,8 @@ def ends() -> Iterator[Callable[[int], None]]:
     for pid, began in watched:
         if process_start_time(pid) == began:
             os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):  # another process's child
+                os.waitpid(pid, 0)
 
 
 @pytest.fixture

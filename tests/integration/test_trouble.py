@@ -420,14 +420,15 @@ CYCLES = int(os.environ.get("SMALLSTACK_TEST_CYCLES", "8"))
 async def test_cycles_leave_nothing(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
     """Links, descriptors, loop devices, namespaces, rules, files, processes, from outside.
 
-    And the agent's loop stays free: what holds it does so in each of three rounds, what the
-    machine charges it with once does not (see the fixture `keeps_loop_free`).
+    And the agent's loop stays free. Its watchdog also counts what the machine charges it with: an
+    interrupt's work in the middle of a plain system call, some 1 in 70 creates where this was
+    written. Code of ours that holds the loop does so every time, in each of three rounds.
     """
     for _ in range(2):
         await cloud.destroy((await cloud.create()).ip_address)
     before = cloud.look()
     held: list[float] = []
-    while len(held) < PASSES and (not held or held[-1]):
+    while len(held) < PASSES and (not held or held[-1] > CYCLES // 8):
         seen = await _metric("smallstack_loop_stretches_total")
         for _ in range(CYCLES):
             await cloud.destroy((await cloud.create()).ip_address)
@@ -436,7 +437,8 @@ async def test_cycles_leave_nothing(cloud: Cloud, capsys: pytest.CaptureFixture[
     assert await _metric("smallstack_creates") == CYCLES * len(held) + 2
     with capsys.disabled():
         print(f"\n{CYCLES * len(held)} cycles left nothing; loop held for over 5 ms: {held} times")
-    assert 0 in held, [line for line in cloud.log.splitlines() if "event loop" in line]
+    told = [line for line in cloud.log.splitlines() if "event loop" in line]
+    assert min(held) <= CYCLES // 8, told
 
 
 async def _metric(name: str) -> float:

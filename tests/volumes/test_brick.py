@@ -19,8 +19,8 @@ from smallstack.volumes.errors import (
     CorruptObjectError,
     LayerError,
     ObjectUnreadableError,
+    RootSizeError,
     RootTooSmallError,
-    UnsupportedFirmwareError,
     VolumeWriteError,
 )
 from smallstack.volumes.layer import Way, create_layer
@@ -201,7 +201,7 @@ async def test_an_object_that_is_a_directory(
 
 async def test_refusals(fs: FileSystem, objects: Objects, directory: Path) -> None:
     store = BrickStore(directory, objects)
-    with pytest.raises(UnsupportedFirmwareError, match="UEFI"):
+    with pytest.raises(RootSizeError):
         await store.get(fs, IMAGE, SIZE, FirmwareType.UEFI)
     with pytest.raises(RootTooSmallError):
         await store.get(make_tree(objects, 80), IMAGE, SIZE, BIOS)

@@ -1,4 +1,4 @@
-"""Bricks: root disks written once for an image, a size and a firmware, and then only read.
+"""Bricks: root disks written once for an image, a size and what boots them, and then only read.
 
 States of a brick, by the files in the store's directory::
 
@@ -20,7 +20,7 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import ENOENT
+from errno import EFBIG, ENOENT
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -30,15 +30,17 @@ from smallstack.durable import private_directory
 from smallstack.proto.enums import FirmwareType
 from smallstack.proto.filesystem import FileSystem
 from smallstack.telemetry.errors import describe
+from smallstack.telemetry.timeline import Timeline
 from smallstack.volumes import ext4
+from smallstack.volumes.bootloader import BootLoader
 from smallstack.volumes.errors import (
     CorruptObjectError,
     ObjectUnreadableError,
-    UnsupportedFirmwareError,
+    RootSizeError,
     VolumeWriteError,
 )
 from smallstack.volumes.layout import Layout, newest_mtime
-from smallstack.volumes.partition import PARTITION_OFFSET, partition_table
+from smallstack.volumes.partition import Division, divide, write_parts
 
 WRITER_VERSION: Final = 1
 """Part of every brick's key: raised whenever the same inputs give other bytes."""
@@ -65,14 +67,27 @@ class Objects(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Brick:
-    """A finished root disk: ``size`` bytes, the root partition from 1 MiB on. Never written to."""
+    """A finished root disk of ``size`` bytes, its root where `root_of` says. Never written to."""
 
     path: Path
     size: int
     key: str
 
 
-def brick_key(image_digest: bytes, size: int, firmware: FirmwareType) -> str:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a brick is made from."""
+
+    key: str
+    fs: FileSystem
+    size: int
+    firmware: FirmwareType
+    loader: BootLoader | None
+
+
+def brick_key(
+    image_digest: bytes, size: int, firmware: FirmwareType, loader: BootLoader | None = None
+) -> str:
     """The name of the brick of these inputs, 40 hex digits.
 
     ``image_digest`` stands for the tree: equal digests mean equal trees.
@@ -81,6 +96,8 @@ def brick_key(image_digest: bytes, size: int, firmware: FirmwareType) -> str:
     hasher = blake3(b"smallstack brick")
     hasher.update(len(image_digest).to_bytes(2, "little") + image_digest)
     hasher.update(b"".join(n.to_bytes(8, "little") for n in (size, int(bios), WRITER_VERSION)))
+    if loader is not None:
+        hasher.update(loader.name.encode())
     return hasher.hexdigest(length=20)
 
 
@@ -118,9 +135,15 @@ class BrickStore:
                 brick.unlink(missing_ok=True)
                 path.unlink()
 
-    def find(self, image_digest: bytes, size: int, firmware: FirmwareType) -> Brick | None:
+    def find(
+        self,
+        image_digest: bytes,
+        size: int,
+        firmware: FirmwareType,
+        loader: BootLoader | None = None,
+    ) -> Brick | None:
         """The finished brick of these inputs, or None."""
-        key = brick_key(image_digest, size, firmware)
+        key = brick_key(image_digest, size, firmware, loader)
         path = self.directory / key
         return Brick(path, size, key) if path.exists() else None
 
@@ -145,32 +168,38 @@ class BrickStore:
         size: int,
         firmware: FirmwareType,
         progress: Callable[[str], None] | None = None,
+        *,
+        loader: BootLoader | None = None,
+        timeline: Timeline | None = None,
     ) -> Brick:
         """The brick of an image at ``size`` bytes (the whole disk), made if there is none yet.
 
         Concurrent callers of one key share one build, which goes on when a caller is cancelled.
-        ``progress`` is told in words when something has to be waited for. The objects must be in
-        the cache and pinned. Raises CorruptObjectError after having dropped the object from the
-        cache (fetch it again and call again), RootTooSmallError, TooManyInodesError,
-        RootSizeError, TreeInvalidError, XattrsTooLargeError, ObjectUnreadableError,
-        UnsupportedFirmwareError, VolumeWriteError.
+        ``progress`` is told in words when something has to be waited for; ``timeline`` gets the
+        phases ``unpack`` and ``install boot loader``. The objects must be in the cache and pinned.
+        ``loader`` has to be of the disk's scheme. Raises CorruptObjectError after having dropped
+        the object from the cache (fetch it again and call again), RootTooSmallError,
+        TooManyInodesError, RootSizeError, TreeInvalidError, XattrsTooLargeError,
+        ObjectUnreadableError, BootLoaderError, VolumeWriteError.
         """
-        if firmware not in (FirmwareType.DEFAULT, FirmwareType.BIOS):
-            raise UnsupportedFirmwareError(firmware=firmware.name)
         while self._unsynced:
             self._start(self._sync(self._unsynced.pop()))
-        brick = self.find(image_digest, size, firmware)
+        brick = self.find(image_digest, size, firmware, loader)
         if brick is not None:
             return brick
-        key = brick_key(image_digest, size, firmware)
+        key = brick_key(image_digest, size, firmware, loader)
+        timeline = timeline or Timeline()
         task = self._building.get(key)
         if progress is not None:
             progress("writing root volume" if task is None else "waiting for root volume")
         if task is None:
-            task = asyncio.create_task(self._build(key, fs, size))
+            wanted = _Wanted(key, fs, size, firmware, loader)
+            task = asyncio.create_task(self._build(wanted, timeline))
             self._building[key] = task
             task.add_done_callback(lambda done: self._built(key, done))
-        return await asyncio.shield(task)
+            return await asyncio.shield(task)
+        with timeline.phase("unpack"):
+            return await asyncio.shield(task)
 
     async def close(self) -> None:
         """Wait for builds and syncs that are under way."""
@@ -185,15 +214,15 @@ class BrickStore:
         if not task.cancelled():
             task.exception()  # seen: a caller that went away must not make it a warning
 
-    async def _build(self, key: str, fs: FileSystem, size: int) -> Brick:
+    async def _build(self, wanted: _Wanted, timeline: Timeline) -> Brick:
         try:
-            brick = await asyncio.to_thread(self._write, key, fs, size)
+            brick = await asyncio.to_thread(self._write, wanted, timeline)
         except CorruptObjectError as error:
             dropped = self.cache.drop(bytes.fromhex(error.hash))
             if inspect.isawaitable(dropped):
                 await dropped
             raise
-        self._start(self._sync(key))
+        self._start(self._sync(wanted.key))
         return brick
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
@@ -204,20 +233,29 @@ class BrickStore:
     def _marker(self, key: str) -> Path:
         return self.directory / (key + _PENDING)
 
-    def _write(self, key: str, fs: FileSystem, size: int) -> Brick:
+    def _write(self, wanted: _Wanted, timeline: Timeline) -> Brick:
         """Write a brick under a temporary name, then give it its own. Runs in a thread."""
-        path = self.directory / key
-        temporary = path.with_name(f"{key}{_TEMPORARY}{os.getpid()}")
+        path = self.directory / wanted.key
+        temporary = path.with_name(f"{wanted.key}{_TEMPORARY}{os.getpid()}")
         try:
-            self.layouts[key] = write_disk(temporary, fs, self.cache, size, bytes.fromhex(key))
-            self._marker(key).write_text(self._boot_id)
+            self.layouts[wanted.key] = write_disk(
+                temporary,
+                wanted.fs,
+                self.cache,
+                wanted.size,
+                bytes.fromhex(wanted.key),
+                wanted.firmware,
+                wanted.loader,
+                timeline,
+            )
+            self._marker(wanted.key).write_text(self._boot_id)
             temporary.rename(path)
         except OSError as error:
             raise _write_error(path, error) from error
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        return Brick(path, size, key)
+        return Brick(path, wanted.size, wanted.key)
 
     async def _sync(self, key: str) -> None:
         """Make a brick durable, then take its mark away."""
@@ -237,32 +275,64 @@ class BrickStore:
         self._marker(key).unlink(missing_ok=True)
 
 
-def write_disk(path: Path, fs: FileSystem, cache: Objects, size: int, seed: bytes) -> Layout:
+def write_disk(
+    path: Path,
+    fs: FileSystem,
+    cache: Objects,
+    size: int,
+    seed: bytes,
+    firmware: FirmwareType = FirmwareType.BIOS,
+    loader: BootLoader | None = None,
+    timeline: Timeline | None = None,
+) -> Layout:
     """Write a whole root disk of ``size`` bytes to a new file, without syncing it.
 
-    ``seed``, 16 bytes or more, gives the disk's signature and the file system's UUID. Raises what
-    :meth:`BrickStore.get` raises, and OSError.
+    ``seed``, 16 bytes or more, gives the disk's signature and the file system's UUID;
+    ``timeline`` gets the phases. Raises what :meth:`BrickStore.get` raises, and OSError.
     """
-    table = partition_table(size, seed[-4:])
+    timeline = timeline or Timeline()
+    division = divide(size, firmware, seed)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     try:
-        directory = os.open(cache.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with timeline.phase("unpack"):
+            layout = _write_root(fd, path, fs, cache, size, division, seed)
+        if loader is not None:
+            with timeline.phase("install boot loader"):
+                loader.install(fd, division, seed)
+    finally:
+        os.close(fd)
+    return layout
+
+
+def _write_root(
+    fd: int,
+    path: Path,
+    fs: FileSystem,
+    cache: Objects,
+    size: int,
+    division: Division,
+    seed: bytes,
+) -> Layout:
+    directory = os.open(cache.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         try:
             os.ftruncate(fd, size)
-            os.pwrite(fd, table, 0)
-            return ext4.write_root(
-                fd,
-                fs,
-                directory,
-                blake3=cache.blake3,
-                size=size - PARTITION_OFFSET,
-                offset=PARTITION_OFFSET,
-                uuid=random_looking_uuid(seed),
-                time=newest_mtime(fs),
-                path=os.fspath(path),
-            )
-        finally:
-            os.close(directory)
+        except OSError as error:
+            if error.errno == EFBIG:  # more than a file of this host can have
+                raise RootSizeError(size=size) from error
+            raise
+        write_parts(fd, division.writes)
+        return ext4.write_root(
+            fd,
+            fs,
+            directory,
+            blake3=cache.blake3,
+            size=division.root.size,
+            offset=division.root.offset,
+            uuid=random_looking_uuid(seed),
+            time=newest_mtime(fs),
+            path=os.fspath(path),
+        )
     except ObjectUnreadableError as error:
         if error.errno == ENOENT:
             raise CorruptObjectError(
@@ -270,7 +340,7 @@ def write_disk(path: Path, fs: FileSystem, cache: Objects, size: int, seed: byte
             ) from error
         raise
     finally:
-        os.close(fd)
+        os.close(directory)
 
 
 def random_looking_uuid(seed: bytes) -> bytes:

@@ -47,8 +47,13 @@ class VolumeWriteError(VolumeError):
     """cannot write volume {path}: {detail}"""
 
 
-class UnsupportedFirmwareError(VolumeError):
-    """no root volume can be made for firmware {firmware}: only BIOS (the default) is known"""
+class BootLoaderError(VolumeError):
+    """cannot make a boot loader: {detail}"""
+
+
+class BootLoaderMissingError(BootLoaderError):
+    """cannot make a boot loader: {missing} is not there; install grub-common, grub-pc-bin and
+    grub-efi-amd64-bin, or set SkipBootloader"""
 
 
 class LayerError(VolumeError):

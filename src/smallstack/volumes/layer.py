@@ -22,7 +22,7 @@ from smallstack.telemetry.errors import describe
 from smallstack.volumes.brick import Brick, random_looking_uuid
 from smallstack.volumes.edit import Edit
 from smallstack.volumes.errors import LayerError, LayerFullError, LayerPathError
-from smallstack.volumes.partition import PARTITION_OFFSET
+from smallstack.volumes.partition import root_of
 
 FSTAB: Final = "/etc/fstab"
 INITIAL_IMAGE: Final = "/var/lib/initial-image"
@@ -133,7 +133,8 @@ def _open(brick: Brick) -> int:
 
 def _edit(brick: Brick, source: int) -> Edit:
     with _errors(brick):
-        return Edit(source, PARTITION_OFFSET, brick.size - PARTITION_OFFSET, int(time.time()))
+        root = root_of(source, brick.size)
+        return Edit(source, root.offset, root.size, int(time.time()))
 
 
 def _clean(path: str) -> bytes:

@@ -2,27 +2,35 @@
 
 from typing import Final
 
+from smallstack.proto.enums import FirmwareType
 from smallstack.volumes.errors import RootTooLargeError
-from smallstack.volumes.partition import PARTITION_OFFSET
+from smallstack.volumes.partition import EFI_SIZE, MIB, PARTITION_OFFSET
 
 LEAST_ROUNDUP_POWER: Final = 24
+_EFI_NEED: Final = EFI_SIZE + 2 * MIB
 
 
 def root_size(
-    usage: int, minimum_free_bytes: int, roundup_power: int, minimum_bytes: int = 0
+    usage: int,
+    minimum_free_bytes: int,
+    roundup_power: int,
+    minimum_bytes: int = 0,
+    firmware: FirmwareType = FirmwareType.DEFAULT,
 ) -> int:
     """Bytes of the whole disk for a tree that is estimated to use ``usage`` bytes.
 
     An eighth is added for the file system's own needs, then the free bytes asked for and the gap
-    before the partition; the sum is rounded up to a multiple of 2^max(roundup_power, 24). Raises
-    RootTooLargeError when no free space is asked for and ``minimum_bytes`` does not exceed the
-    need either: nothing could then be written in such a root.
+    before the partition, for UEFI also its partition and tables; the sum is rounded up to a
+    multiple of 2^max(roundup_power, 24). Raises RootTooLargeError when no free space is asked for
+    and ``minimum_bytes`` does not exceed the need either: nothing could then be written in such a
+    root.
     """
     root = usage + usage // 8
     if minimum_free_bytes < 1 and root >= minimum_bytes:
         raise RootTooLargeError
     root = max(root + minimum_free_bytes, minimum_bytes)
-    return _round_up(root + PARTITION_OFFSET, roundup_power)
+    tables = PARTITION_OFFSET + (_EFI_NEED if firmware is FirmwareType.UEFI else 0)
+    return _round_up(root + tables, roundup_power)
 
 
 def estimated_size(usage: int, minimum_free_bytes: int, roundup_power: int) -> int:

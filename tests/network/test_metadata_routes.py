@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,7 @@ from smallstack.network.metadata.http import (
 from smallstack.network.metadata.pace import Pace
 from smallstack.network.metadata.routes import PATHS, File, Missing, Text, answer
 from smallstack.network.metadata.tracers import Tracers
+from smallstack.proto.kinds import Time
 from smallstack.proto.vm import Address, VmInfo
 
 
@@ -43,7 +45,7 @@ def ask(path: str, vm: View | None = VM) -> object:
         ("/datasource/SmallStack", "true\n"),
         ("/latest/is-externally-patchable", "true\n"),
         ("/latest/dynamic/epoch-time", "1700000000.000000007\n"),
-        ("/", "datasource\nlatest\n"),
+        ("/", "datasource\nlatest\nnocloud\n"),
         ("/latest", "dynamic\nis-externally-patchable\nuser-data\n"),
         ("/latest/", "dynamic\nis-externally-patchable\nuser-data\n"),
         ("/latest/dynamic/", "epoch-time\ninstance-identity\n"),
@@ -53,7 +55,7 @@ def ask(path: str, vm: View | None = VM) -> object:
             "/*",
             "datasource/SmallStack\nlatest/dynamic/epoch-time\n"
             "latest/dynamic/instance-identity/document\nlatest/is-externally-patchable\n"
-            "latest/user-data\n",
+            "latest/user-data\nnocloud/meta-data\nnocloud/user-data\nnocloud/vendor-data\n",
         ),
     ],
 )
@@ -69,6 +71,20 @@ def test_document() -> None:
     )
     assert b'\n    "State": "starting"' in found.body
     assert found.body.endswith(b"\n}\n")
+
+
+def test_nocloud() -> None:
+    info = VmInfo(
+        address=VM.info.address, hostname='a"b', created_on=Time(unix_seconds=7, nanoseconds=8)
+    )
+    told = cast(Text, ask("/nocloud/meta-data", View(info)))
+    assert json.loads(told.body) == {"instance-id": "198.51.100.5-7", "local-hostname": 'a"b'}
+    info.hostname = ""
+    told = cast(Text, ask("/nocloud/meta-data", View(info)))
+    assert json.loads(told.body) == {"instance-id": "198.51.100.5-7"}
+    assert ask("/nocloud/user-data") == Text(b"")
+    assert ask("/nocloud/user-data", View(info, Path("/x"))) == File(Path("/x"), b"")
+    assert ask("/nocloud/vendor-data") == Text(b"")
 
 
 def test_user_data() -> None:

@@ -98,16 +98,18 @@ async def test_appendix_1(
     assert document.startswith(b'{\n    "Address": {\n        "IpAddress": "198.51.100.5",\n')
     assert document.endswith(b"}\n")
     assert await fetch("/latest/user-data") == (200, data.read_bytes())
-    assert await fetch("/") == (200, b"datasource\nlatest\n")
+    assert await fetch("/nocloud/user-data") == (200, data.read_bytes())
+    assert await fetch("/") == (200, b"datasource\nlatest\nnocloud\n")
     assert await fetch("/latest/") == (200, b"dynamic\nis-externally-patchable\nuser-data\n")
     assert await fetch("/latest/user-data?x=1", "POST") == (200, data.read_bytes())
     assert await fetch("/datasource/SmallStack", "HEAD") == (200, b"")
     assert await fetch("/nothing") == (404, b"")
     VMS[guest.ip].user_data = tmp_path / "absent"
     assert await fetch("/latest/user-data") == (404, b"")
+    assert await fetch("/nocloud/user-data") == (200, b"")
     VMS.clear()
     assert await fetch("/datasource/SmallStack") == (404, b"")
-    assert service.counters == {"200": 9, "404": 3}
+    assert service.counters == {"200": 11, "404": 3}
 
 
 async def test_without_a_gateway(service: MetadataServer, guard: Guard, plug: Plug) -> None:

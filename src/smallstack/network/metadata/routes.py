@@ -7,13 +7,20 @@ Paths (the paper's Appendix 1)::
     /latest/dynamic/epoch-time                  <seconds>.<nanoseconds, 9 digits>
     /latest/dynamic/instance-identity/document  the VM's record, JSON indented by four spaces
     /latest/user-data                           the VM's user data, byte for byte, or 404
+    /nocloud/meta-data                          instance id and host name, JSON (and so YAML)
+    /nocloud/user-data                          the user data again, empty if there are none
+    /nocloud/vendor-data                        empty
     a beginning of one of these                 what can follow, up to the next slash, one per line
     /*                                          all of these, without their first slash
+
+Those of ``nocloud`` are what cloud-init's data source of that name asks for below the URL that it
+finds in the SMBIOS serial number; it takes a 404 for a passing failure and asks again and again.
 
 Anything else, and any caller that is not a VM, gets 404 with an empty body. Method and headers do
 not matter.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +31,7 @@ from smallstack.proto.vm import VmInfo
 TEXT: Final = "text/plain; charset=utf-8"
 BINARY: Final = "application/octet-stream"
 NANOSECONDS: Final = 1_000_000_000
+NOCLOUD: Final = "/nocloud"
 
 
 class VmView(Protocol):
@@ -47,9 +55,10 @@ class Text:
 
 @dataclass(frozen=True)
 class File:
-    """An answer that is a file's content; 404 if there is no such file."""
+    """An answer that is a file's content; without the file ``otherwise``, None: 404."""
 
     path: Path
+    otherwise: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,32 @@ def _user_data(vm: VmView, _now: int, _document: Document) -> Answer:
     return File(vm.user_data) if vm.user_data is not None else Missing()
 
 
+def _nocloud(vm: VmView, _now: int, _document: Document) -> Answer:
+    # Another VM at the same address is another instance: its first boot is one again.
+    info = vm.info
+    data = {"instance-id": f"{info.address.ip_address}-{info.created_on.unix_seconds}"}
+    if info.hostname:
+        data["local-hostname"] = info.hostname
+    return Text(json.dumps(data).encode() + b"\n")
+
+
+def _nocloud_user_data(vm: VmView, _now: int, _document: Document) -> Answer:
+    return File(vm.user_data, b"") if vm.user_data is not None else Text(b"")
+
+
+def _nothing(_vm: VmView, _now: int, _document: Document) -> Answer:
+    return Text(b"")
+
+
 PATHS: Final[Mapping[str, Callable[[VmView, int, Document], Answer]]] = {
     "/datasource/SmallStack": _true,
     "/latest/is-externally-patchable": _true,
     "/latest/dynamic/epoch-time": _epoch_time,
     "/latest/dynamic/instance-identity/document": _identity,
     "/latest/user-data": _user_data,
+    f"{NOCLOUD}/meta-data": _nocloud,
+    f"{NOCLOUD}/user-data": _nocloud_user_data,
+    f"{NOCLOUD}/vendor-data": _nothing,
 }
 
 

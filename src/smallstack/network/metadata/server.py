@@ -180,8 +180,13 @@ class MetadataServer:
         if isinstance(found, Text):
             await self._reply(writer, 200, found.body, TEXT, keep_alive=keep, bodiless=bodiless)
             return
-        if isinstance(found, File) and await self._send_file(found.path, request, writer):
-            return
+        if isinstance(found, File):
+            if await self._send_file(found.path, request, writer):
+                return
+            if found.otherwise is not None:
+                body = found.otherwise
+                await self._reply(writer, 200, body, TEXT, keep_alive=keep, bodiless=bodiless)
+                return
         if not isinstance(found, Missing | File):
             raise TypeError(found)
         await self._reply(writer, 404, b"", TEXT, keep_alive=keep)

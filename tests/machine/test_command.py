@@ -173,6 +173,24 @@ def test_firmware() -> None:
     assert node["driver"] == "raw"
     assert node["node-name"] == "firmware"
     assert node["read-only"] is True
+    spec = replace(GENERAL, firmware=Path("/OVMF.fd"), firmware_vars=Path("/vm/vars.fd"))
+    arguments, fds = line(spec), descriptors(spec)
+    assert options(arguments, "-machine") == ["q35,pflash0=firmware,pflash1=firmware_vars"]
+    variables = json.loads(options(arguments, "-blockdev")[-1])
+    assert variables == {
+        "driver": "raw",
+        "node-name": "firmware_vars",
+        "read-only": False,
+        "file": {"driver": "file", "filename": f"/dev/fdset/{fds['firmware_vars']}"},
+    }
+
+
+def test_serial_number() -> None:
+    assert options(line(GENERAL), "-smbios") == ["type=1,product=SmallStack"]
+    arguments = line(replace(GENERAL, serial="ds=nocloud;s=http://x/,y"))
+    assert options(arguments, "-smbios") == [
+        "type=1,product=SmallStack,serial=ds=nocloud;s=http://x/,,y"
+    ]
 
 
 def test_queues_vhost_and_mtu() -> None:
@@ -229,6 +247,7 @@ def test_kernel_arguments_without_a_known_frequency() -> None:
         ({"kernel": None}, "only a kernel can be booted; use q35"),
         ({"kernel": None, "initrd": Path("/i")}, "an initrd without a kernel"),
         ({"firmware": Path("/f")}, "no UEFI firmware"),
+        ({"firmware_vars": Path("/v")}, "variables without a firmware"),
         ({"disks": (DiskSpec(path=Path("/d"), interface="ide"),)}, "virtio disks only"),
         (
             {"disks": (DiskSpec(path=Path("/d"), interface="ide", read_only=True),)},
@@ -258,8 +277,13 @@ def test_as_many_devices_as_there_are_slots() -> None:
     assert slots == ["6", "5", "4", "3", "2", "1", "0"]
 
 
+def _full(spec: MachineSpec) -> MachineSpec:
+    files = {"kernel": Path("/k"), "firmware": Path("/f"), "firmware_vars": Path("/v")}
+    return replace(spec, **files)  # type: ignore[arg-type]
+
+
 def test_descriptors_and_command_line_agree() -> None:
-    for spec in (APPLIANCE, GENERAL, replace(GENERAL, kernel=Path("/k"), firmware=Path("/f"))):
+    for spec in (APPLIANCE, GENERAL, _full(GENERAL)):
         fds = descriptors(spec)
         assert list(fds.values()) == list(range(3, 3 + len(fds)))
         text = " ".join(line(spec))

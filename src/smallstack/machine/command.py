@@ -45,6 +45,7 @@ from smallstack.machine.spec import MICROVM_SLOTS, DiskSpec, MachineSpec, NicSpe
 FIRST_DESCRIPTOR = 3
 AGENT_PORT = "org.smallstack.agent.0"
 
+_FILES = ("kernel", "initrd", "firmware", "firmware_vars")
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _RNG = ["-object", "rng-builtin,id=rng0"]
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
@@ -74,6 +75,8 @@ def check(spec: MachineSpec) -> None:
             raise refuse(f"{nic.mac!r} is not a MAC address")
         if nic.vhost_fds and len(nic.vhost_fds) != len(nic.tap_fds):
             raise refuse("as many vhost descriptors as queues")
+    if spec.firmware_vars is not None and spec.firmware is None:
+        raise refuse("variables without a firmware")
     if spec.machine_type == "microvm":
         _check_microvm(spec)
     elif spec.kernel is None and not spec.disks:
@@ -99,13 +102,13 @@ def _check_microvm(spec: MachineSpec) -> None:
 def descriptors(spec: MachineSpec) -> dict[str, int]:
     """What QEMU inherits: role to descriptor number, in the order of the numbers, from 3 on.
 
-    Roles: ``monitor serial0 agent0`` (listening sockets), ``kernel initrd firmware``, ``diskN``,
-    ``diskN.backing``, ``netN.Q`` and ``vhostN.Q``.
+    Roles: ``monitor serial0 agent0`` (listening sockets), ``kernel initrd firmware
+    firmware_vars``, ``diskN``, ``diskN.backing``, ``netN.Q`` and ``vhostN.Q``.
     """
     roles = ["monitor", "serial0"]
     if spec.machine_type == "microvm":
         roles.append("agent0")
-    roles += [role for role in ("kernel", "initrd", "firmware") if getattr(spec, role) is not None]
+    roles += [role for role in _FILES if getattr(spec, role) is not None]
     for index, disk in enumerate(spec.disks):
         roles.append(f"disk{index}")
         if disk.backing is not None:
@@ -255,18 +258,21 @@ def _microvm(spec: MachineSpec, fds: Mapping[str, int]) -> list[str]:
 def _q35(spec: MachineSpec, fds: Mapping[str, int]) -> list[str]:
     machine = "q35"
     arguments: list[str] = []
-    if spec.firmware is not None:
-        machine += ",pflash0=firmware"
+    for role, flash in (("firmware", "pflash0"), ("firmware_vars", "pflash1")):
+        if getattr(spec, role) is None:
+            continue
+        machine += f",{flash}={role}"
         node = {
             "driver": "raw",
-            "node-name": "firmware",
-            "read-only": True,
-            "file": {"driver": "file", "filename": f"/dev/fdset/{fds['firmware']}"},
+            "node-name": role,
+            "read-only": role == "firmware",
+            "file": {"driver": "file", "filename": f"/dev/fdset/{fds[role]}"},
         }
-        arguments += ["-add-fd", f"fd={fds['firmware']},set={fds['firmware']}"]
+        arguments += ["-add-fd", f"fd={fds[role]},set={fds[role]}"]
         arguments += ["-blockdev", json.dumps(node, separators=(",", ":"))]
     arguments = ["-machine", machine, *arguments]
-    arguments += ["-smbios", "type=1,product=SmallStack"]
+    serial = f",serial={spec.serial.replace(',', ',,')}" if spec.serial else ""
+    arguments += ["-smbios", f"type=1,product=SmallStack{serial}"]
     for device in (*_q35_disks(spec.disks), *_q35_nics(spec.nics)):
         arguments += ["-device", device]
     # The panic device turns a guest's panic into an event; without it a panic is silence.

@@ -66,7 +66,9 @@ class MachineSpec:
     kernel); without one the first disk's boot loader does. ``kernel_args`` are the caller's; what
     machine type and accelerator want is added. ``uid``, ``gid``: QEMU's; None keeps the agent's,
     which must then not be root's. ``timer_rate``: the kernel takes its timer's rate
-    (`kernel.takes_timer_rate`). ``cpu`` is its control group; None leaves it in the agent's.
+    (`kernel.takes_timer_rate`). ``firmware`` is the code of a UEFI, ``firmware_vars`` the file of
+    its own in which it keeps its variables. ``serial`` is the serial number that the guest finds in
+    its SMBIOS tables (q35). ``cpu`` is its control group; None leaves it in the agent's.
     """
 
     name: str
@@ -85,5 +87,7 @@ class MachineSpec:
     gid: int | None = None
     uuid: str | None = None
     firmware: Path | None = None
+    firmware_vars: Path | None = None
+    serial: str = ""
     qemu: str = "qemu-system-x86_64"
     cpu: CpuGroup | None = None

@@ -298,8 +298,9 @@ def _open(spec: MachineSpec, role: str, theirs: ExitStack) -> int:
             fd = os.open(disk.path, (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC)
     else:
         path: Path = getattr(spec, role)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        if role != "firmware" and not os.fstat(fd).st_mode & _WORLD_READ:
+        mode = os.O_RDWR if role == "firmware_vars" else os.O_RDONLY
+        fd = os.open(path, mode | os.O_CLOEXEC)
+        if role in {"kernel", "initrd"} and not os.fstat(fd).st_mode & _WORLD_READ:
             theirs.callback(os.close, fd)
             fd = _copy(fd, role)
     theirs.callback(os.close, fd)

@@ -19,7 +19,6 @@ from smallstack.identity.peer import Peer
 from smallstack.proto.enums import (
     ArchitectureType,
     ConsoleType,
-    FirmwareType,
     MachineType,
     State,
     VolumeInterface,
@@ -73,8 +72,6 @@ BAD: list[tuple[Callable[[], CreateVmRequest], type[Exception], str]] = [
     (lambda: request(image_name=""), NoImageError, "no image specified"),
     (lambda: request(image_name="", image_data_size=1), NotSupportedError, "a root volume sent"),
     (lambda: request(image_name="", image_url="u"), NotSupportedError, "an image by URL"),
-    (lambda: request(skip_bootloader=False), NotSupportedError, "set SkipBootloader"),
-    (lambda: request(firmware_type=FirmwareType.UEFI), NotSupportedError, "firmware uefi"),
     (lambda: request(machine_type=MachineType.VIRT), NotSupportedError, "machine type virt"),
     (lambda: request(architecture_type=ArchitectureType.ARM64), NotSupportedError, "arm64"),
     (lambda: request(enable_netboot=True), NotSupportedError, "booting from the network"),

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from smallstack.hypervisor.errors import NotSupportedError
+from smallstack.hypervisor.errors import NoFirmwareError, NotSupportedError
+from smallstack.hypervisor.firmware import find_uefi
 from smallstack.hypervisor.specs import Emulator, kernel_arguments, machine_spec, processors
 from smallstack.hypervisor.store import AgentRecord, Layer
 from smallstack.hypervisor.wiring import Nic, addresses_of
 from smallstack.machine.command import check
 from smallstack.machine.spec import Verdict
 from smallstack.network.tap import Tap
-from smallstack.proto.enums import MachineType, VolumeFormat, VolumeInterface
+from smallstack.proto.enums import FirmwareType, MachineType, VolumeFormat, VolumeInterface
 from smallstack.proto.vm import Address, LocalVmInfo, LocalVolume, VmInfo, Volume
 
 IP = "198.51.100.2"
@@ -87,6 +88,8 @@ def test_an_appliance(tmp_path: Path) -> None:
         (pvh_kernel(), {"disable_virtio": True}, "q35"),
         (pvh_kernel(), {"volumes": [Volume(interface=VolumeInterface.NVME)]}, "q35"),
         (None, {}, "q35"),
+        (pvh_kernel(), {"firmware_type": FirmwareType.UEFI}, "q35"),
+        (None, {"firmware_type": FirmwareType.UEFI}, "q35"),
     ],
 )
 def test_which_machine(
@@ -96,6 +99,31 @@ def test_which_machine(
     check(spec)
     assert spec.machine_type == machine
     assert (spec.kernel is None) == (kernel is None)
+    assert spec.serial == "ds=nocloud;dsmode=net;s=http://169.254.169.254/nocloud/"
+
+
+def test_uefi(tmp_path: Path) -> None:
+    record = make(tmp_path, None, firmware_type=FirmwareType.UEFI)
+    spec = machine_spec(record, AgentRecord(), tmp_path, [nic()], EMULATOR)
+    assert spec.firmware == find_uefi().code
+    own = spec.firmware_vars
+    assert own == tmp_path / "uefi-variables.fd"
+    assert own.stat().st_mode & 0o777 == 0o600
+    assert own.read_bytes() == find_uefi().variables.read_bytes()
+    own.write_bytes(b"changed by the guest")
+    machine_spec(record, AgentRecord(), tmp_path, [nic()], EMULATOR)
+    assert own.read_bytes() == b"changed by the guest"
+
+
+def test_without_uefi(tmp_path: Path) -> None:
+    with pytest.raises(NoFirmwareError, match=f"no UEFI firmware in {tmp_path}: install ovmf"):
+        find_uefi(tmp_path)
+    for name in ("OVMF_CODE.fd", "OVMF_VARS.fd"):
+        (tmp_path / name).touch()
+    assert find_uefi(tmp_path).code.name == "OVMF_CODE.fd"
+    for name in ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"):
+        (tmp_path / name).touch()
+    assert find_uefi(tmp_path).variables.name == "OVMF_VARS_4M.fd"
 
 
 def test_too_many_devices_for_a_microvm(tmp_path: Path) -> None:
@@ -112,6 +140,10 @@ def test_kernel_arguments() -> None:
         f"root=LABEL={label} ro console=tty0 console=ttyS0,115200n8 net.ifnames=0"
     )
     assert "root=/dev/vda1 ro" in kernel_arguments(info, microvm=False, has_initrd=False)
+    for interface, device in ((VolumeInterface.IDE, "sda1"), (VolumeInterface.NVME, "nvme0n1p1")):
+        other = VmInfo(address=ADDRESS, volumes=[Volume(interface=interface)])
+        words = kernel_arguments(other, microvm=False, has_initrd=False)
+        assert f"root=/dev/{device} ro" in words
     assert f"root=LABEL={label}" in kernel_arguments(info, microvm=True, has_initrd=True)
     info.root_file_system_label = "rootfs@0a000001"
     assert "LABEL=rootfs@0a000001 " in kernel_arguments(info, microvm=False, has_initrd=True)

@@ -77,7 +77,6 @@ REFUSALS: list[tuple[Callable[[], CreateVmRequest], str]] = [
     (lambda: request(extra_kernel_options="a\0b"), "ExtraKernelOptions must be one line"),
     (lambda: request(machine_type=MachineType(77)), "UNKNOWN MachineType 77"),
     (lambda: request(machine_type=MachineType.PC), "machine type pc is not supported yet"),
-    (lambda: request(skip_bootloader=False), "booting through a boot loader is not supported yet"),
     (lambda: request(secondary_volumes=[Volume(size=1 << 24)]), "a secondary volume is not"),
     (lambda: request(address=Address(ip_address="203.0.113.9")), "address: 203.0.113.9 not found"),
     (lambda: request(overlay_files={"/etc/passwd/x": b"y"}), "overlay path '/etc/passwd/x'"),

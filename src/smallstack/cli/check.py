@@ -54,6 +54,7 @@ def look(state_dir: Path) -> Iterator[Finding]:
     yield program("QEMU", "qemu-system-x86_64", "qemu-system-x86", "--version")
     yield program("ip", "ip", "iproute2", "-V")
     yield program("unshare", "unshare", "util-linux", "--version")
+    yield boot_loader()
     yield from (guarded(check) for check in (tun, bridge_rules))
     yield accelerator()
     yield memory()
@@ -95,6 +96,30 @@ def program(what: str, name: str, package: str, version: str) -> Finding:
             what, "lacks", f"{path} does not run", f"apt-get install --reinstall {package}"
         )
     return Finding(what, "ok", lines[0])
+
+
+def boot_loader() -> Finding:
+    """What VMs that are booted by GRUB or UEFI need."""
+    from smallstack.hypervisor.errors import NoFirmwareError
+    from smallstack.hypervisor.firmware import find_uefi
+    from smallstack.volumes.bootloader import GRUB_MODULES
+
+    packages = {"i386-pc": "grub-pc-bin", "x86_64-efi": "grub-efi-amd64-bin"}
+    missing = [name for place, name in packages.items() if not (GRUB_MODULES / place).exists()]
+    if shutil.which("grub-mkimage") is None:
+        missing.insert(0, "grub-common")
+    try:
+        find_uefi()
+    except NoFirmwareError:
+        missing.append("ovmf")
+    if not missing:
+        return Finding("boot loader", "ok", f"GRUB in {GRUB_MODULES}, and OVMF")
+    return Finding(
+        "boot loader",
+        "note",
+        "kernels are booted directly; not by GRUB or UEFI",
+        f"apt-get install {' '.join(missing)}",
+    )
 
 
 def tun() -> Finding:

@@ -43,7 +43,6 @@ from smallstack.objects.cache import ObjectCache
 from smallstack.proto.enums import State
 from smallstack.proto.vm import LocalVmInfo
 from smallstack.telemetry.errors import describe
-from smallstack.telemetry.timeline import Timeline
 
 _log = logging.getLogger("smallstack.hypervisor")
 ACKNOWLEDGE_SECONDS: Final = 15.0
@@ -245,7 +244,7 @@ class Agent:
             (),
             {},
         )
-        brick = await self.parts.roots.unpack(wanted, None, Timeline())
+        brick = await self.parts.roots.restore(wanted, vm.agent.root.loader)
         if str(brick.path.absolute()) != backing:
             raise RecordError(
                 action="use",

@@ -97,11 +97,6 @@ def _check_built(request: CreateVmRequest) -> None:
                 asked = "an image by URL" if info.image_url else "an empty root volume"
             raise NotSupportedError(asked=asked, instead="name an image of the image server")
         raise NoImageError
-    if not request.skip_bootloader:
-        raise NotSupportedError(
-            asked="booting through a boot loader",
-            instead="set SkipBootloader: the image's kernel is then booted directly",
-        )
     if request.secondary_volumes:
         raise NotSupportedError(asked="a secondary volume", instead="ask for the root volume alone")
     if any(volume.type is not VolumeType.PERSISTENT for volume in info.volumes):

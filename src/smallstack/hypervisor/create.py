@@ -21,6 +21,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +38,7 @@ from smallstack.hypervisor.errors import (
 )
 from smallstack.hypervisor.images import KnownImage
 from smallstack.hypervisor.roots import RootWanted, full_disk, label_of, size_of
+from smallstack.hypervisor.specs import kernel_arguments
 from smallstack.hypervisor.store import AgentRecord, remove_tree
 from smallstack.hypervisor.vm import Vm
 from smallstack.machine import process
@@ -262,7 +264,12 @@ class Creation:
         request, image, vm = self._request, self._image, self.created
         assert image is not None
         with self.timeline.phase("volumes"):
-            size = size_of(image, request.minimum_free_bytes, request.roundup_power)
+            size = size_of(
+                image,
+                request.minimum_free_bytes,
+                request.roundup_power,
+                request.vm_info.firmware_type,
+            )
             where = await self._place(size)
             asked = request.vm_info.volumes
             interface = asked[0].interface if asked else Volume().interface
@@ -303,6 +310,7 @@ class Creation:
             firmware=vm.info.firmware_type,
             directories=request.overlay_directories,
             files=request.overlay_files,
+            options=None if request.skip_bootloader else partial(kernel_arguments, vm.info, False),
         )
         vm.agent.root = await self._parts.roots.make(wanted, self.timeline)
         with full_disk(vm.directory.path):

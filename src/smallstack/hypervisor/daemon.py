@@ -53,6 +53,7 @@ from smallstack.settings import (
 from smallstack.srpc.server import Server
 from smallstack.steps import PointHook
 from smallstack.telemetry.errors import describe
+from smallstack.volumes.bootloader import BootLoaders
 
 _log = logging.getLogger("smallstack.hypervisor")
 DEFAULT_CACHE = 10 * GIB
@@ -227,7 +228,8 @@ async def _open_agent(values: Values, store: Store) -> Agent:
             cache_unused=lambda: max(0, quota - cache.used_bytes),
         )
         images = Images(values[IMAGE_SERVER], _client_credentials(values), cache)
-        roots = await asyncio.to_thread(Roots, directories, cache, images)
+        loaders = BootLoaders(store.boot_loaders)
+        roots = await asyncio.to_thread(Roots, directories, cache, images, loaders)
         vms: list[Agent] = []
         wiring = await Wiring.open(
             book,

@@ -49,6 +49,10 @@ class SubnetTwiceError(RequestError):
     """subnet: {subnet} specified multiple times"""
 
 
+class NoFirmwareError(RequestError):
+    """no UEFI firmware in {directory}: install ovmf, or ask for BIOS"""
+
+
 # Resources.
 
 

@@ -5,18 +5,21 @@
     image ─► objects that lack ─► brick (once per image and size) ─► layer, kernel, initrd
 
 When the brick is there already, only the boot files' objects are needed. Kernel and initrd are
-hard links to the cache's files where they can be: QEMU only reads them.
+hard links to the cache's files where they can be: QEMU only reads them. A VM that is booted by a
+boot loader has neither; the loader is in the brick, and what it boots stands in the image's
+/boot/grub/grub.cfg, or in one that is written into the layer when the image has none.
 """
 
 import asyncio
 import errno
 import logging
 import os
+import posixpath
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -30,11 +33,15 @@ from smallstack.machine.kernel import BootFiles, find_kernel
 from smallstack.objects.cache import ObjectCache
 from smallstack.objects.errors import StoreSpaceError
 from smallstack.proto.enums import FirmwareType
+from smallstack.proto.filesystem import FileSystem
 from smallstack.telemetry.errors import SmallStackError, describe
 from smallstack.telemetry.timeline import Timeline
+from smallstack.volumes.bootloader import BootLoader, BootLoaders
 from smallstack.volumes.brick import Brick, BrickStore, brick_key
 from smallstack.volumes.errors import CorruptObjectError, LayerFullError
+from smallstack.volumes.grub_config import GRUB_CONFIG, grub_config
 from smallstack.volumes.layer import LayerInfo, create_layer, fstab_line, root_label
+from smallstack.volumes.partition import scheme_of
 from smallstack.volumes.size import root_size
 
 _log = logging.getLogger("smallstack.hypervisor")
@@ -56,11 +63,20 @@ class RootWanted:
     firmware: FirmwareType
     directories: Sequence[str]
     files: Mapping[str, bytes]
+    options: Callable[[bool], str] | None = None
+    """Through a boot loader: what the kernel is told, given whether there is an initrd; None: the
+    kernel is booted directly."""
 
 
-def size_of(image: KnownImage, minimum_free_bytes: int, roundup_power: int) -> int:
+def size_of(
+    image: KnownImage,
+    minimum_free_bytes: int,
+    roundup_power: int,
+    firmware: FirmwareType = FirmwareType.DEFAULT,
+) -> int:
     """Bytes of the root disk. Raises RootTooLargeError when no free space is asked for."""
-    return root_size(image.tree.usage_estimate(), minimum_free_bytes, roundup_power)
+    usage = image.tree.usage_estimate()
+    return root_size(usage, minimum_free_bytes, roundup_power, firmware=firmware)
 
 
 def label_of(ip: str) -> str:
@@ -71,8 +87,15 @@ def label_of(ip: str) -> str:
 class Roots:
     """The bricks of every volume directory, and the layers made over them."""
 
-    def __init__(self, directories: Iterable[Path], cache: ObjectCache, images: Images) -> None:
+    def __init__(
+        self,
+        directories: Iterable[Path],
+        cache: ObjectCache,
+        images: Images,
+        loaders: BootLoaders,
+    ) -> None:
         """Blocks. Raises VolumeWriteError."""
+        self._loaders = loaders
         self._cache = cache
         self._images = images
         self._stores = {path: BrickStore(path / BRICKS, cache) for path in directories}
@@ -85,31 +108,72 @@ class Roots:
 
         Raises ImageTreeError, DiskFullError, and what the cache and the volumes raise.
         """
-        boot = self._boot_files(wanted.image)
-        with full_disk(wanted.path), self._using(wanted):
-            brick = await self.unpack(wanted, boot, timeline)
+        boot, loader = None, None
+        if wanted.options is None:
+            boot = self._boot_files(wanted.image)
+        else:
+            wanted = self._with_grub_config(wanted, wanted.options)
+            loader = await self._loader(wanted, timeline)
+        with full_disk(wanted.path), self._using(wanted, loader):
+            brick = await self._unpack(wanted, boot, loader, timeline)
             with timeline.phase("layer"):
                 info = await asyncio.to_thread(_layer, brick, wanted)
         return Layer(
-            format="raw" if info.format == "raw" else "qcow2", backing=str(info.backing or "")
+            format="raw" if info.format == "raw" else "qcow2",
+            backing=str(info.backing or ""),
+            loader=loader.name if loader is not None else "",
         )
 
-    async def unpack(self, wanted: RootWanted, boot: BootFiles | None, timeline: Timeline) -> Brick:
+    async def restore(self, wanted: RootWanted, loader: str) -> Brick:
+        """The brick again, with the boot loader of that name, if any, as far as it is kept."""
+        kept = await asyncio.to_thread(self._loaders.load, loader) if loader else None
+        return await self._unpack(wanted, None, kept, Timeline())
+
+    async def _loader(self, wanted: RootWanted, timeline: Timeline) -> BootLoader:
+        scheme = scheme_of(wanted.size, wanted.firmware)
+        found = self._loaders.known(scheme)
+        if found is None:
+            with timeline.phase("make boot loader"):
+                found = await asyncio.to_thread(self._loaders.get, scheme)
+        return found
+
+    def _with_grub_config(self, wanted: RootWanted, options: Callable[[bool], str]) -> RootWanted:
+        """With a grub.cfg among the files, unless the image or the VM's overlay has one."""
+        names = {posixpath.normpath("/" + name.lstrip("/")) for name in wanted.files}
+        tree = wanted.image.tree
+        if GRUB_CONFIG in names or tree.lookup(GRUB_CONFIG.encode()) is not None:
+            return wanted
+        boot = self._boot_files(wanted.image)
+        initrd = None if boot.initrd is None else _boot_path(tree, boot.initrd)
+        config = grub_config(_boot_path(tree, boot.kernel), initrd, options(initrd is not None))
+        return replace(wanted, files={**wanted.files, GRUB_CONFIG: config})
+
+    async def _unpack(
+        self,
+        wanted: RootWanted,
+        boot: BootFiles | None,
+        loader: BootLoader | None,
+        timeline: Timeline,
+    ) -> Brick:
         """The brick; with ``boot``, the boot files are linked beside ``wanted.path`` too."""
         try:
-            return await self._unpack(wanted, boot, timeline)
+            return await self._unpack_once(wanted, boot, loader, timeline)
         except CorruptObjectError as error:
             # It was right when it came: the disk has changed it, and perhaps others.
             _log.warning("%s", error)
             await self._drop_corrupt(wanted.image)
-        return await self._unpack(wanted, boot, timeline)
+        return await self._unpack_once(wanted, boot, loader, timeline)
 
-    async def _unpack(
-        self, wanted: RootWanted, boot: BootFiles | None, timeline: Timeline
+    async def _unpack_once(
+        self,
+        wanted: RootWanted,
+        boot: BootFiles | None,
+        loader: BootLoader | None,
+        timeline: Timeline,
     ) -> Brick:
         image = wanted.image
         store = self._stores[wanted.path.parent.parent]
-        brick = store.find(image.digest, wanted.size, wanted.firmware)
+        brick = store.find(image.digest, wanted.size, wanted.firmware, loader)
         needed = image.tree.objects() if brick is None else self._objects_of(image, boot)
         with self._cache.pin(needed):
             if any(hash_ not in self._cache for hash_ in needed):
@@ -118,8 +182,14 @@ class Roots:
             if boot is not None:
                 await self._link_all(wanted, boot)
             if brick is None:
-                with timeline.phase("unpack"):
-                    brick = await store.get(image.tree, image.digest, wanted.size, wanted.firmware)
+                brick = await store.get(
+                    image.tree,
+                    image.digest,
+                    wanted.size,
+                    wanted.firmware,
+                    loader=loader,
+                    timeline=timeline,
+                )
         return brick
 
     async def _drop_corrupt(self, image: KnownImage) -> None:
@@ -157,9 +227,9 @@ class Roots:
             await store.close()
 
     @contextmanager
-    def _using(self, wanted: RootWanted) -> Iterator[None]:
+    def _using(self, wanted: RootWanted, loader: BootLoader | None) -> Iterator[None]:
         """Its brick stays meanwhile."""
-        key = brick_key(wanted.image.digest, wanted.size, wanted.firmware)
+        key = brick_key(wanted.image.digest, wanted.size, wanted.firmware, loader)
         path = self._stores[wanted.path.parent.parent].directory / key
         self._in_use[path] += 1
         try:
@@ -199,6 +269,13 @@ class Roots:
             self._cache.drop(hash_)
             raise CorruptObjectError(hash=hash_.hex(), path=target.name, detail="wrong BLAKE3")
         self._verified.add(hash_)
+
+
+def _boot_path(tree: FileSystem, inode: int) -> bytes:
+    """The path of an inode that is in /boot."""
+    boot = tree.lookup(b"/boot")
+    assert boot is not None
+    return b"/boot/" + next(name for name, index in tree.children(boot) if index == inode)
 
 
 def _layer(brick: Brick, wanted: RootWanted) -> LayerInfo:

@@ -1,9 +1,9 @@
-"""From a VM's record to the machine that runs it: what it boots, on which chipset. Reads files.
+"""From a VM's record to the machine that runs it: what it boots, on which chipset.
 
 ============  =========  ========  ==========================================================
 machine type  kernel     PVH       result
 ============  =========  ========  ==========================================================
-auto          beside     yes       microvm, booted straight into the kernel
+auto          beside     yes       microvm, booted straight into the kernel; not with UEFI
 auto, q35     beside     any       q35, booted straight into the kernel
 auto, q35     none                 q35, by the boot loader in the root volume
 ============  =========  ========  ==========================================================
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from smallstack.hypervisor.errors import NotSupportedError
+from smallstack.hypervisor.firmware import find_uefi, own_variables
 from smallstack.hypervisor.roots import INITRD, KERNEL, label_of
 from smallstack.hypervisor.store import AgentRecord
 from smallstack.hypervisor.wiring import Nic
@@ -23,10 +24,14 @@ from smallstack.machine.cgroup import CpuGroup, CpuGroups
 from smallstack.machine.kernel import is_pvh, takes_timer_rate
 from smallstack.machine.process import START_LIMIT
 from smallstack.machine.spec import MICROVM_SLOTS, DiskSpec, MachineSpec, NicSpec, Verdict
+from smallstack.network.metadata.routes import NOCLOUD
 from smallstack.proto.enums import FirmwareType, MachineType, VolumeFormat, VolumeInterface
 from smallstack.proto.vm import LocalVmInfo, VmInfo
 
 APPLIANCE_ARGUMENTS = "init=/sbin/init root=/dev/vda1 ro"
+SERIAL = f"ds=nocloud;dsmode=net;s=http://169.254.169.254{NOCLOUD}/"
+"""The serial number of a general guest: tells cloud-init where it finds its data. Without
+``dsmode`` versions before 23 find them there, and then take them for a disk's."""
 _OWN_SLOTS = 2
 Interface = Literal["virtio", "ide", "nvme"]
 _INTERFACES: dict[VolumeInterface, Interface] = {
@@ -66,14 +71,12 @@ class Emulator:
 
 
 def check_supported(info: VmInfo) -> None:
-    """Raises NotSupportedError for a machine that this agent cannot make."""
+    """Raises NotSupportedError or NoFirmwareError for a machine that this agent cannot make."""
+    if info.firmware_type is FirmwareType.UEFI:
+        find_uefi()
     if info.machine_type not in (MachineType.AUTO, MachineType.Q35):
         raise NotSupportedError(
             asked=f"machine type {info.machine_type.text}", instead="use auto or q35"
-        )
-    if info.firmware_type not in (FirmwareType.DEFAULT, FirmwareType.BIOS):
-        raise NotSupportedError(
-            asked=f"firmware {info.firmware_type.text}", instead="use default or bios"
         )
     for volume in info.volumes:
         if volume.interface not in _INTERFACES:
@@ -95,14 +98,19 @@ def machine_spec(
     nics: Sequence[Nic],
     emulator: Emulator,
 ) -> MachineSpec:
-    """The machine of a VM. Blocks: it looks at the kernel. Raises NotSupportedError or OSError."""
+    """The machine of a VM. Blocks: it looks at the kernel, and makes a UEFI's file of variables.
+
+    Raises NotSupportedError, NoFirmwareError, OSError.
+    """
     info = record.vm_info
     check_supported(info)
     disks = _disks(record, agent)
     kernel, initrd = _boot_files(record)
     uid, gid = emulator.user(agent.slot)
+    uefi = find_uefi() if info.firmware_type is FirmwareType.UEFI else None
     microvm = (
         info.machine_type is MachineType.AUTO
+        and uefi is None
         and kernel is not None
         and all(disk.interface == "virtio" for disk in disks)
         and len(disks) + len(nics) + _OWN_SLOTS <= MICROVM_SLOTS
@@ -131,13 +139,16 @@ def machine_spec(
         ),
         uid=uid,
         gid=gid,
+        firmware=uefi.code if uefi else None,
+        firmware_vars=own_variables(uefi, directory) if uefi else None,
+        serial=SERIAL,
         qemu=emulator.program,
         cpu=emulator.cpu_group(info),
     )
 
 
 def kernel_arguments(info: VmInfo, microvm: bool, has_initrd: bool) -> str:
-    """What a kernel that is booted directly is told; the machine adds its own.
+    """What a kernel is told, by a boot loader too; a microvm adds its own.
 
     Only an initrd can find a root by its label.
     """
@@ -145,11 +156,18 @@ def kernel_arguments(info: VmInfo, microvm: bool, has_initrd: bool) -> str:
         words = [APPLIANCE_ARGUMENTS]
     else:
         label = info.root_file_system_label or label_of(info.address.ip_address)
-        root = f"LABEL={label}" if has_initrd else "/dev/vda1"
+        root = f"LABEL={label}" if has_initrd else _root_device(info)
         words = [f"root={root} ro", "console=tty0 console=ttyS0,115200n8", "net.ifnames=0"]
     if info.extra_kernel_options:
         words.append(info.extra_kernel_options)
     return " ".join(words)
+
+
+def _root_device(info: VmInfo) -> str:
+    """What Linux calls the first partition of the first disk."""
+    asked = info.volumes[0].interface if info.volumes else VolumeInterface.VIRTIO
+    names = {"virtio": "vda1", "ide": "sda1", "nvme": "nvme0n1p1"}
+    return "/dev/" + names[_interface(asked, info.disable_virtio)]
 
 
 def _boot_files(record: LocalVmInfo) -> tuple[Path | None, Path | None]:

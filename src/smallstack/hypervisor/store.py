@@ -9,11 +9,13 @@
     <state>/subnets.json
     <state>/journals/               creates in progress, see steps.Journal           (ours)
     <state>/objects/                the object cache                                 (ours)
+    <state>/boot-loaders/           see volumes.bootloader                           (ours)
     <state>/VMs/<ip>/info.json      the VM and where its volumes are
                     /agent.json     what only this agent has to know                 (ours)
                     /unacknowledged there until the creator acknowledges             (ours)
                     /create-request.json
                     /user-data.raw  0600
+                    /uefi-variables.fd 0600; of a VM with UEFI               (ours)
                     /pidfile, monitor.sock, serial0.sock, console/ …   see machine.start
     <volumes>/<ip>/root, kernel, initrd
     <volumes>/bricks/               see volumes.brick                                (ours)
@@ -52,10 +54,14 @@ M = TypeVar("M", bound=Message)
 
 
 class Layer(msgspec.Struct, kw_only=True):
-    """How a root volume lies on disk: a raw file, or a qcow2 overlay of the brick ``backing``."""
+    """How a root volume lies on disk: a raw file, or a qcow2 overlay of the brick ``backing``.
+
+    ``loader`` is the name of the brick's boot loader, if it has one.
+    """
 
     format: Literal["raw", "qcow2"] = "raw"
     backing: str = ""
+    loader: str = ""
 
 
 class AgentRecord(msgspec.Struct, kw_only=True):
@@ -182,6 +188,7 @@ class Store:
         self.vms = directory / "VMs"
         self.journals = directory / "journals"
         self.objects = directory / "objects"
+        self.boot_loaders = directory / "boot-loaders"
 
     def prepare(self) -> None:
         """Make what is missing, and a new root cookie. Raises RecordError."""

@@ -14,6 +14,7 @@ from smallstack.cli.tags import parse_tags
 from smallstack.cli.transcript import Transcript
 from smallstack.cli.vm.boot import boot_options
 from smallstack.control.create import After, Created, create
+from smallstack.proto.enums import FirmwareType, MachineType
 from smallstack.proto.hypervisor.create import MAX_USER_DATA, CreateVmRequest
 from smallstack.proto.vm import Address, VmInfo
 
@@ -60,6 +61,13 @@ MAX_OVERLAY = 32 << 20
 @click.option("--owner-group", "owner_groups", multiple=True, help="repeatable")
 @click.option("--destroy-protection", is_flag=True, help="destroy-vm refuses while it runs")
 @click.option("--boot-loader", is_flag=True, help="boot through the image's boot loader")
+@click.option(
+    "--firmware-type",
+    type=click.Choice(["default", "bios", "uefi"]),
+    default="default",
+    help="what starts the boot loader",
+)
+@click.option("--machine-type", type=click.Choice(["auto", "q35"]), default="auto")
 @click.option("--do-not-start", is_flag=True, help="leave it stopped")
 @boot_options
 @click.option(
@@ -106,8 +114,10 @@ def make_request(options: dict[str, Any]) -> CreateVmRequest:
         address=Address(),
         destroy_protection=options["destroy_protection"],
         extra_kernel_options=options["extra_kernel_options"],
+        firmware_type=FirmwareType[options["firmware_type"].upper()],
         hostname=hostname,
         image_name=options["image_name"],
+        machine_type=MachineType[options["machine_type"].upper()],
         memory_in_mib=options["memory"],
         milli_cpus=options["milli_cpus"],
         owner_groups=list(options["owner_groups"]),

@@ -1,4 +1,4 @@
-"""``./dev bench SCENARIO``: create, unpack, compare."""
+"""``./dev bench SCENARIO``: create, unpack, boot, compare."""
 
 import argparse
 import sys
@@ -33,6 +33,10 @@ def _run() -> int:
     unpack.add_argument("--json", type=Path, help="all samples and the host's facts")
     unpack.add_argument("-n", type=int, default=5, help="runs of each (default 5)")
 
+    boot = commands.add_parser("boot", help="root and boot loader beside grub-install")
+    boot.add_argument("--json", type=Path, help="all samples and the host's facts")
+    boot.add_argument("-n", type=int, default=3, help="runs of each (default 3)")
+
     compare = commands.add_parser("compare", help="did a ratio get worse?")
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
@@ -52,6 +56,11 @@ def _run() -> int:
         from bench import unpack as unpacking
 
         unpacking.run(options)
+        return 0
+    if options.command == "boot":
+        from bench import boot as booting
+
+        booting.run(options)
         return 0
     from bench.compare import compare as compare_files
 

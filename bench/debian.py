@@ -18,7 +18,8 @@ from smallstack.settings import cache_directory
 SUITE: Final = "bookworm"
 PACKAGES: Final = (
     "systemd-sysv,udev,dbus,openssh-server,linux-image-cloud-amd64,vim,"
-    "iproute2,ca-certificates,python3,man-db,git,less"
+    "iproute2,ca-certificates,python3,man-db,git,less,cloud-init,ifupdown,"
+    "python3-cffi-backend"  # cloud-init needs what it provides; debootstrap sees names alone
 )
 _FALLBACK: Final = "http://deb.debian.org/debian"
 _RECIPE: Final = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:16]

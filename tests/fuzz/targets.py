@@ -157,6 +157,8 @@ class Target:
                     "-o",
                     str(fresh),
                     "-lm",
+                    "-lz",
+                    "-lzstd",
                 ]
             )
             fresh.rename(program)

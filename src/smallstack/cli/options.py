@@ -47,8 +47,13 @@ def with_port(address: str, port: int) -> str:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run one command's coroutine; turns failures into one line and an exit code."""
+    return guard(lambda: asyncio.run(work))
+
+
+def guard(work: Callable[[], T]) -> T:
+    """Do one command's work; turns failures into one line and an exit code."""
     try:
-        return asyncio.run(work)
+        return work()
     except SmallStackError as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -18,6 +18,11 @@ COMMANDS = {
         "the agent: runs VMs on this machine",
     ),
     "imageserver": ("smallstack.cli.imageserver", "imageserver", "serves images and their objects"),
+    "volume": (
+        "smallstack.cli.volume",
+        "group",
+        "disks in files: what differs, flatten, commit, compact, check",
+    ),
     "pki": ("smallstack.cli.pki", "pki", "make and list certificates"),
 }
 

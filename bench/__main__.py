@@ -1,4 +1,4 @@
-"""``./dev bench SCENARIO``: create, unpack, boot, compare."""
+"""``./dev bench SCENARIO``: create, unpack, boot, diff, compare."""
 
 import argparse
 import sys
@@ -37,6 +37,11 @@ def _run() -> int:
     boot.add_argument("--json", type=Path, help="all samples and the host's facts")
     boot.add_argument("-n", type=int, default=3, help="runs of each (default 3)")
 
+    diff = commands.add_parser("diff", help="what differs between two disks, beside qemu-img map")
+    diff.add_argument("--json", type=Path, help="all samples and the host's facts")
+    diff.add_argument("-n", type=int, default=7, help="runs of each (default 7)")
+    diff.add_argument("--picture", type=Path, default=Path("build/bench-diff.png"))
+
     compare = commands.add_parser("compare", help="did a ratio get worse?")
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
@@ -61,6 +66,11 @@ def _run() -> int:
         from bench import boot as booting
 
         booting.run(options)
+        return 0
+    if options.command == "diff":
+        from bench import diff as differing
+
+        differing.run(options)
         return 0
     from bench.compare import compare as compare_files
 

@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from bench.debian import cache_directory
-from bench.results import finish, median, spread
+from bench.results import BenchError, finish, median, spread
 from bench.sparse_qcow2 import CLUSTER, empty, full, overlay, present_only, with_snapshot
+from smallstack.settings import cache_directory
 from smallstack.volumes.qcow2.apply import apply_raw
 from smallstack.volumes.qcow2.chain import Files
 from smallstack.volumes.qcow2.extents import differing
@@ -114,7 +114,7 @@ def _extents(place: Path, turns: int, samples: dict[str, list[float]]) -> int:
             found = way()
             seconds = time.perf_counter() - started
             if found != want:
-                raise RuntimeError(f"{name}: {len(found)} extents, expected {len(want)}")
+                raise BenchError(detail=f"{name}: {len(found)} extents, expected {len(want)}")
             if turn >= 0:
                 samples.setdefault(name, []).append(seconds)
     with Files() as files:
@@ -252,7 +252,7 @@ def _streams(place: Path, turns: int, samples: dict[str, list[float]]) -> dict[s
                 samples.setdefault("apply, checked and synced, MB/s", []).append(rate)
             done = subprocess.run(["qemu-img", "compare", top, raw], check=False)
             if done.returncode:
-                raise RuntimeError("the applied disk is not the new one")
+                raise BenchError(detail="the applied disk is not the new one")
         top.unlink()
     level = DEFAULT_LEVEL
     return {

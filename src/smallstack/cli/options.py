@@ -7,7 +7,7 @@ network did, 2 for a wrong command line, 130 for Ctrl-C.
 import asyncio
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 

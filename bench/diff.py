@@ -210,7 +210,9 @@ def _sizes(place: Path, turns: int, samples: dict[str, list[float]]) -> dict[str
 
 
 def _streams(place: Path, turns: int, samples: dict[str, list[float]]) -> dict[str, Any]:
-    text, noise = _program_text(STREAM), random.Random(2).randbytes(STREAM)
+    chance = random.Random(2)
+    noise = b"".join(chance.randbytes(1 << 20) for _ in range(STREAM >> 20))
+    text = _program_text(STREAM)
     step = CLUSTER
     mixed = b"".join(
         (text if at // step % 2 else noise)[at : at + step] for at in range(0, STREAM, step)

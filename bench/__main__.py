@@ -28,6 +28,7 @@ def _run() -> int:
     create.add_argument("--warm-up", type=int, default=3, help="creates before (default 3)")
     create.add_argument("--json", type=Path, help="all samples and the host's facts")
     create.add_argument("--picture", type=Path, default=Path("build/bench-create.png"))
+    create.add_argument("--no-debian", action="store_true", help="the appliance scenario alone")
 
     unpack = commands.add_parser("unpack", help="the ext4 writer beside mke2fs -d")
     unpack.add_argument("--json", type=Path, help="all samples and the host's facts")
@@ -36,6 +37,7 @@ def _run() -> int:
     boot = commands.add_parser("boot", help="root and boot loader beside grub-install")
     boot.add_argument("--json", type=Path, help="all samples and the host's facts")
     boot.add_argument("-n", type=int, default=3, help="runs of each (default 3)")
+    boot.add_argument("--picture", type=Path, default=Path("build/bench-boot.png"))
 
     diff = commands.add_parser("diff", help="what differs between two disks, beside qemu-img map")
     diff.add_argument("--json", type=Path, help="all samples and the host's facts")
@@ -56,7 +58,13 @@ def _run() -> int:
     if options.command == "create":
         from bench.create import run
 
-        return run(options.n, options.warm_up, options.json, options.picture)
+        return run(
+            options.n,
+            options.warm_up,
+            options.json,
+            options.picture,
+            debian=not options.no_debian,
+        )
     if options.command == "unpack":
         from bench import unpack as unpacking
 

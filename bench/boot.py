@@ -20,11 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from bench import picture
 from bench.debian import debian_root
 from bench.results import finish, median, spread
 from smallstack.control.namespace import private_mounts_command
@@ -43,6 +45,8 @@ from smallstack.volumes.size import root_size
 
 FREE_BYTES: Final = 256 << 20
 FIRMWARES: Final = {"bios": FirmwareType.BIOS, "uefi": FirmwareType.UEFI}
+OURS: Final = ("unpack", "install boot loader")
+LOOP: Final = ("mkfs", "copy", "grub-install", "umount")
 _CONFIG: Final = grub_config(b"/boot/vmlinuz", b"/boot/initrd.img", "root=LABEL=rootfs ro")
 _LOOP: Final = """
 disk=$1 root=$2 at=$3 firmware=$4
@@ -116,14 +120,16 @@ class _Disk:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure ``args.n`` turns; prints a table and the headline, which is also returned.
 
-    ``args.json`` (a Path or None) gets all samples.
+    ``args.json`` (a Path or None) gets all samples, ``args.picture`` a picture.
     """
     root = debian_root()
     with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="bench-boot-") as name:
-        return _measure(root, Path(name), args.n, args.json)
+        return _measure(root, Path(name), args.n, args.json, args.picture)
 
 
-def _measure(root: Path, place: Path, turns: int, json_file: Path | None) -> dict[str, Any]:
+def _measure(
+    root: Path, place: Path, turns: int, json_file: Path | None, picture_file: Path
+) -> dict[str, Any]:
     print(f"scanning {root}", file=sys.stderr, flush=True)
     store = ObjectStore(place / "objects", with_blake3=True)
     fs = from_directory(root, StoreSink(store))
@@ -177,9 +183,22 @@ def _measure(root: Path, place: Path, turns: int, json_file: Path | None) -> dic
                 "grub_install_ms": round(mid["loop: grub-install"] * 1000, 1),
                 "ratio": round(mid["loop"] / mid["ours"], 2),
             }
+    picture.boots({name: bar for disk in disks for name, bar in _bars(disk)}, picture_file)
+    print(f"picture: {picture_file}")
     samples = {f"{d.name}: {name}": values for d in disks for name, values in d.samples.items()}
     finish("boot", headline, samples, json_file)
     return headline
+
+
+def _bars(disk: _Disk) -> Iterator[tuple[str, dict[str, float]]]:
+    """Medians of the phases of each way that was measured."""
+    for way, names in (("ours", OURS), ("loop", LOOP)):
+        if way in disk.samples:
+            prefix = "" if way == "ours" else "loop: "
+            yield (
+                f"{disk.name}: {way}",
+                {name: median(disk.samples[prefix + name], 6) for name in names},
+            )
 
 
 async def _ours(disk: _Disk, fs: FileSystem, objects: _Objects, place: Path) -> None:

@@ -4,7 +4,8 @@ Two clocks over the same creates: ``median_s`` from the client's ``connect()`` o
 connection to its receipt of the message that tells the DHCP ACK, and ``process_median_s`` from
 exec to exit of ``vm-control create-vm``. The floor is what no agent can go below: the agent's own
 QEMU argument vector (checked to be the same, and printed), from a prepared layer, with the same
-DHCP responder on a bridge of its own, exec to ACK. The two alternate.
+DHCP responder on a bridge of its own, exec to ACK. The two alternate. The paper's three scenarios
+come after that: see `bench.scenarios`.
 """
 
 import asyncio
@@ -15,9 +16,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import picture
+from bench import picture, scenarios
 from bench.floor import Floor
 from bench.results import finish, median, spread
+from bench.scenarios import Scenario
 from smallstack.cli.breakdown import DHCP_ACK, QEMU_EXEC
 from smallstack.cli.demo_inside import IMAGE, add_image, create_process, run_tool
 from smallstack.control.create import Created
@@ -42,8 +44,10 @@ class Sample(NamedTuple):
         return self.ack_s - self.guest_s
 
 
-def run(count: int, warm_up: int, json_file: Path | None, picture_file: Path) -> int:
-    """Run the benchmark in namespaces of its own; the exit status."""
+def run(
+    count: int, warm_up: int, json_file: Path | None, picture_file: Path, *, debian: bool = True
+) -> int:
+    """Run the benchmark in namespaces of its own; the exit status. ``debian``: all scenarios."""
     if not inside():
         if os.geteuid() != 0:
             print("bench: namespaces, a bridge and taps need root", file=sys.stderr)
@@ -54,18 +58,24 @@ def run(count: int, warm_up: int, json_file: Path | None, picture_file: Path) ->
     directory = cache_directory() / f"bench-{os.getpid()}-{time.time_ns():x}"
     directory.mkdir(parents=True)
     try:
-        asyncio.run(_run(directory, count, warm_up, json_file, picture_file))
+        asyncio.run(_run(directory, count, warm_up, json_file, picture_file, debian))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return 0
 
 
 async def _run(
-    directory: Path, count: int, warm_up: int, json_file: Path | None, picture_file: Path
+    directory: Path,
+    count: int,
+    warm_up: int,
+    json_file: Path | None,
+    picture_file: Path,
+    debian: bool,
 ) -> None:
     sandbox = Sandbox(directory, directory / "logs")
     samples: list[Sample] = []
     floors: list[float] = []
+    found: list[Scenario] = []
     try:
         await sandbox.start(addresses=16)
         await add_image(sandbox, IMAGE, Path(os.environ["SMALLSTACK_APPLIANCE"]) / "root")
@@ -82,9 +92,11 @@ async def _run(
                         f"agent {sample.agent_s * 1000:5.1f} ms  floor {floor_s:.3f} s",
                         flush=True,
                     )
+        if debian:
+            found = await scenarios.debian(sandbox)
     finally:
         await sandbox.stop()
-    _report(samples, floors, json_file, picture_file)
+    _report(samples, floors, found, json_file, picture_file)
 
 
 async def _create(sandbox: Sandbox, number: int) -> Sample:
@@ -101,7 +113,11 @@ def guest_seconds(created: Created) -> float:
 
 
 def _report(
-    samples: list[Sample], floors: list[float], json_file: Path | None, picture_file: Path
+    samples: list[Sample],
+    floors: list[float],
+    found: list[Scenario],
+    json_file: Path | None,
+    picture_file: Path,
 ) -> None:
     acks = [s.ack_s for s in samples]
     processes = [s.process_s for s in samples]
@@ -115,8 +131,16 @@ def _report(
     names = list(dict.fromkeys(name for s in samples for name in s.phases))
     for name in names:
         print(f"    {name:26} {spread([s.phases.get(name, 0.0) for s in samples])}")
+    phases = {name: median([s.phases.get(name, 0.0) for s in samples], 6) for name in names}
+    guest_s = median([s.guest_s for s in samples])
+    found = [*found, scenarios.appliance(phases, guest_s, median(processes))]
+    for scenario in found:
+        print(scenarios.table(scenario))
     picture.creates(samples, floors, picture_file)
     print(f"picture: {picture_file.absolute()}")
+    second = picture_file.with_stem(picture_file.stem + "-scenarios")
+    picture.scenarios(found, second)
+    print(f"picture: {second.absolute()}")
     headline = {
         "n": len(samples),
         "median_s": median(acks),
@@ -124,7 +148,7 @@ def _report(
         "floor_median_s": median(floors),
         "ratio": round(median(acks) / median(floors), 4),
         "agent_ms": round(median(agents) * 1000, 1),
-        "scenarios": {},
+        "scenarios": scenarios.record(found),
     }
     finish(
         "create",

@@ -1,11 +1,12 @@
 """Pictures of benchmark results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bench.create import Sample
+    from bench.scenarios import Scenario
 
 
 def creates(samples: Sequence["Sample"], floors: Sequence[float], file: Path) -> None:
@@ -30,6 +31,85 @@ def creates(samples: Sequence["Sample"], floors: Sequence[float], file: Path) ->
     axes.set_ylabel("ms")
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.12), frameon=False)
     for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def scenarios(found: Sequence["Scenario"], file: Path) -> None:
+    """Two bars per scenario, ours above the paper's, made of their rows in seconds."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from bench.scenarios import ROWS, TOTAL
+
+    palette = ("#c9c9c9", "#3b6ea8", "#d98e32", "#7a9fc8", "#7aa874", "#a9a9a9")
+    colours = dict(zip(ROWS, palette, strict=False))
+    figure, axes = plt.subplots(figsize=(10, 1 + 0.9 * len(found)), layout="constrained")
+    told: set[str] = set()
+    for place, scenario in enumerate(found):
+        for row, times in enumerate((scenario.ours, scenario.paper)):
+            start, height = 0.0, place + 0.36 * row
+            for name in ROWS:
+                if name == TOTAL or not times.get(name):
+                    continue
+                label = name if name not in told else None
+                told.add(name)
+                colour = colours[name]
+                axes.barh(height, times[name], 0.32, left=start, label=label, color=colour)
+                start += times[name]
+            if times:
+                total = times.get(TOTAL, start)
+                whose = scenario.name if row == 0 else "the paper"
+                axes.text(
+                    max(start, 0), height, f" {whose}: {total:.3g} s", va="center", fontsize=8
+                )
+    axes.invert_yaxis()
+    axes.set_yticks([])
+    axes.set_xlabel("s")
+    axes.legend(ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.2), frameon=False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def boots(bars: Mapping[str, Mapping[str, float]], file: Path) -> None:
+    """A bar per way to a bootable disk, made of its phases in seconds, one below the other."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = {
+        "unpack": "#3b6ea8",
+        "mkfs": "#c9c9c9",
+        "copy": "#7a9fc8",
+        "install boot loader": "#d98e32",
+        "grub-install": "#d98e32",
+        "umount": "#a9a9a9",
+    }
+    figure, axes = plt.subplots(figsize=(10, 1 + 0.7 * len(bars)), layout="constrained")
+    told: set[str] = set()
+    for row, (name, phases) in enumerate(bars.items()):
+        start = 0.0
+        for phase, seconds in phases.items():
+            colour = colours[phase]
+            label = phase if phase not in told else None
+            told.add(phase)
+            axes.barh(row, seconds, 0.6, left=start, label=label, color=colour)
+            start += seconds
+        axes.text(start, row, f" {start:.2f} s", va="center")
+        axes.text(0, row - 0.42, name, fontsize="small")
+    axes.invert_yaxis()
+    axes.set_yticks([])
+    axes.set_xlabel("s")
+    axes.legend(ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.35), frameon=False)
+    for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)

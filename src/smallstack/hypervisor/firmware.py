@@ -1,9 +1,9 @@
 """The UEFI of this host: Debian's build of OVMF, and each VM's own copy of its variables."""
 
-import shutil
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from smallstack.durable import replace_file
 from smallstack.hypervisor.errors import NoFirmwareError
 
 VARIABLES: Final = "uefi-variables.fd"
@@ -33,8 +33,5 @@ def own_variables(firmware: Firmware, directory: Path) -> Path:
     """The file of the VM of ``directory``, 0600; made at its first start. Raises OSError."""
     path = directory / VARIABLES
     if not path.exists():
-        temporary = path.with_name(path.name + "~")
-        shutil.copyfile(firmware.variables, temporary)
-        temporary.chmod(0o600)
-        temporary.replace(path)
+        replace_file(path, firmware.variables.read_bytes(), 0o600)
     return path

@@ -61,13 +61,16 @@ def scenarios(found: Sequence["Scenario"], file: Path) -> None:
                 colour = colours[name]
                 axes.barh(height, times[name], 0.32, left=start, label=label, color=colour)
                 start += times[name]
+            if not start:  # a total without its parts, or next to nothing
+                start = times.get(TOTAL, 0.0)
+                axes.barh(height, start, 0.32, color="#e4e4e4")
             if times:
                 total = times.get(TOTAL, start)
                 whose = scenario.name if row == 0 else "the paper"
                 axes.text(
                     max(start, 0), height, f" {whose}: {total:.3g} s", va="center", fontsize=8
                 )
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.3, -0.4)
     axes.set_yticks([])
     axes.set_xlabel("s")
     axes.legend(ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.2), frameon=False)

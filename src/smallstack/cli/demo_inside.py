@@ -162,6 +162,7 @@ def decode_created(out: bytes) -> Created:
         acknowledged_ns=record["acknowledged_ns"],
         messages=[(m["seconds"], m["text"]) for m in record["messages"]],
         timeline=[Phase(p["name"], p["start_ns"], p["end_ns"]) for p in record["timeline"]],
+        seconds_to_port=record["seconds_to_port"],
     )
 
 

@@ -6,7 +6,7 @@
 
 #include "qcow2_table.h"
 
-enum { PIECE = 65536, MOST_TABLES = 512, OLD = 0, NEW = 1 };
+enum { PIECE = 65536, STRIDE = 1024, MOST_TABLES = 512, OLD = 0, NEW = 1 };
 
 /* Part of a view in a stretch of the disk: an L2 table, or a raw file. */
 struct part {
@@ -26,6 +26,7 @@ struct search {
     struct side sides[2];
     struct ss_extents *out;
     uint8_t *pieces[2];
+    bool empty[2]; /* the piece is zeros */
 };
 
 static int emit(struct ss_extents *out, uint64_t offset, uint64_t length, bool zero)
@@ -116,6 +117,7 @@ static int read_piece(struct search *search, const struct part *part, int side, 
                       uint64_t length)
 {
     search->out->tables += at % part->image->cluster_size == 0;
+    search->empty[side] = false;
     int64_t got = ss_read_at(part->image->fd, search->pieces[side], length, part->table + at);
     if (got < 0)
         return (int)got;
@@ -153,8 +155,9 @@ static int tables(struct search *search, struct ss_qcow2 *image, const struct pa
             int rc = 0;
             if (part != NULL)
                 rc = read_piece(search, part, side, base * size, count * size);
-            else
-                memset(search->pieces[side], 0, count * size);
+            else if (!search->empty[side])
+                memset(search->pieces[side], 0, PIECE);
+            search->empty[side] = part == NULL;
             if (rc < 0)
                 return rc;
         }
@@ -162,6 +165,12 @@ static int tables(struct search *search, struct ss_qcow2 *image, const struct pa
         uint64_t stop = last - base < count ? last - base : count;
         while (i < stop) {
             const uint8_t *a = search->pieces[OLD] + i * size, *b = search->pieces[NEW] + i * size;
+            /* Mostly nothing differs: the library's own comparison passes that fastest. */
+            if (i * size % STRIDE == 0 && (stop - i) * size >= STRIDE &&
+                memcmp(a, b, STRIDE) == 0) {
+                i += STRIDE / size;
+                continue;
+            }
             if (i * size % 64 == 0 && (stop - i) * size >= 64 && dull(a, b)) {
                 i += 64 / size;
                 continue;

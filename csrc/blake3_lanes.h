@@ -7,11 +7,9 @@
 #define VECTOR_BYTES (LANES * 4)
 #define ROWS (16 / LANES) /* vectors in one 64-byte block */
 
-typedef uint32_t SS_JOIN(vector, LANES) __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-typedef uint32_t SS_JOIN(register, LANES) __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t SS_JOIN(vector, LANES) __attribute__((vector_size(VECTOR_BYTES)));
 
-#define V SS_JOIN(register, LANES)
-#define V_UNALIGNED SS_JOIN(vector, LANES)
+#define V SS_JOIN(vector, LANES)
 
 #define ROTATE(x, n) (((x) >> (n)) | ((x) << (32 - (n))))
 #define MIX(a, b, c, d, x, y)       \
@@ -97,7 +95,7 @@ KERNEL_TARGET static void KERNEL(const struct lane_input *inputs, unsigned count
             flag[lane] = in->flags | (block == 0 ? in->first_flags : 0) |
                          (last ? in->last_flags : 0);
             for (unsigned r = 0; r < ROWS; r++) /* row r of all lanes lies together */
-                row[r * LANES + lane] = *(const V_UNALIGNED *)(from + r * VECTOR_BYTES);
+                memcpy(&row[r * LANES + lane], from + r * VECTOR_BYTES, VECTOR_BYTES);
         }
         memcpy(&length, lengths, sizeof length);
         memcpy(&flags, flag, sizeof flags);
@@ -159,7 +157,6 @@ KERNEL_TARGET static void KERNEL(const struct lane_input *inputs, unsigned count
 #undef VECTOR_BYTES
 #undef ROWS
 #undef V
-#undef V_UNALIGNED
 #undef ROTATE
 #undef MIX
 #undef ROUND

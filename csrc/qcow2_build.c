@@ -138,16 +138,6 @@ static int put_packed(struct ss_qcow2_build *build, uint64_t guest, uint64_t len
     return rc < 0 ? rc : set_entry(build, guest, QCOW2_PACKED | sectors << bits | place);
 }
 
-/* One cluster, packed if it becomes shorter: 1 when it did not. */
-static int pack_one(struct ss_qcow2_build *build, uint64_t guest, const uint8_t *data)
-{
-    int64_t got = ss_packer_pack(&build->packer, data, build->cluster_size, build->packed,
-                                 build->cluster_size - 1);
-    if (got < 0)
-        return (int)got;
-    return got == 0 ? 1 : put_packed(build, guest, (uint64_t)got);
-}
-
 static int put_plain(struct ss_qcow2_build *build, uint64_t guest, const uint8_t *data,
                      uint64_t clusters)
 {
@@ -180,21 +170,22 @@ static int put_whole(struct ss_qcow2_build *build, uint64_t guest, const uint8_t
     uint64_t size = build->cluster_size, first = 0;
 
     for (uint64_t i = 0; i <= clusters; i++) {
-        int rc = 1; /* plain */
+        int64_t packed = 0;
+        int rc = 0;
         bool zero = i == clusters || all_zeros(data + i * size, size);
-        if (!zero && build->packing != SS_PACK_NONE) {
-            rc = pack_one(build, guest + i, data + i * size);
-            if (rc < 0)
-                return rc;
-        }
-        if (!zero && rc == 1)
-            continue;
-        if (first < i) {
-            /* A packed cluster may now stand before plain ones of lower numbers: no matter. */
+        if (!zero && build->packing != SS_PACK_NONE)
+            packed = ss_packer_pack(&build->packer, data + i * size, size, build->packed, size - 1);
+        if (packed < 0)
+            return (int)packed;
+        if (!zero && packed == 0)
+            continue; /* plain ones go out together */
+        /* Entries are set in the disk's order: a table that was left is written. */
+        if (first < i)
             rc = put_plain(build, guest + first, data + first * size, i - first);
-            if (rc < 0)
-                return rc;
-        }
+        if (rc == 0 && packed > 0)
+            rc = put_packed(build, guest + i, (uint64_t)packed);
+        if (rc < 0)
+            return rc;
         first = i + 1;
     }
     return 0;

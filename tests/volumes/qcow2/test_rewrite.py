@@ -42,6 +42,22 @@ def test_flatten_of_generated_chains(tmp_path: Path) -> None:
             file.unlink()
 
 
+def test_plain_and_packed_clusters_at_the_border_of_a_table(tmp_path: Path) -> None:
+    """64 clusters of 512 bytes to a table; what cannot be packed stands before what can."""
+    path, out = tmp_path / "disk", tmp_path / "out"
+    rng = random.Random(1)
+    data = b"".join(
+        rng.randbytes(512) if number % 64 > 60 or number % 64 == 5 else bytes([7]) * 512
+        for number in range(300)
+    )
+    path.write_bytes(data)
+    for packing in ("none", "zlib", "zstd"):
+        with Files() as files:
+            flatten(files.open(path), out, cluster_size=512, packing=packing)
+        assert Reference(out).read() == data, packing
+        is_clean(out, packing, qemu=True)
+
+
 def test_compact_of_generated_images(tmp_path: Path) -> None:
     for seed in range(IMAGES * 2):
         rng = random.Random(900_000 + seed)

@@ -227,6 +227,9 @@ def _streams(place: Path, turns: int, samples: dict[str, list[float]]) -> dict[s
         with top.open("r+b") as file:
             file.seek(first)
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or writing back goes on beside what is measured
+        _send(base, top, DEFAULT_LEVEL, THREADS, Path(os.devnull))
         for level in (DEFAULT_LEVEL, 3) if kind == "mixed" else (DEFAULT_LEVEL,):
             for threads in (
                 (THREADS, 1) if kind == "mixed" and level == DEFAULT_LEVEL else (THREADS,)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from smallstack.settings import cache_directory
@@ -153,6 +154,11 @@ def test_what_it_says_to_try_works(environment: dict[str, str]) -> None:
         ]
         assert len(commands) == 3
         listed, console, created = commands
+        # A control group is all that would outlive its namespaces.
+        unshare = msgspec.json.decode((kept_directory(environment) / "kept.json").read_bytes())
+        groups = [Path(f"/proc/{pid}/cgroup").read_text() for pid in members(unshare["pid"])]
+        assert len(groups) > 4  # QEMU among them
+        assert not [text for text in groups if "/smallstack-" in text]
         address = re.search(r"port (198\.51\.100\.\d+)$", console)
         assert address
         assert address[1] in _shell(listed)
@@ -164,6 +170,10 @@ def test_what_it_says_to_try_works(environment: dict[str, str]) -> None:
         )
     assert "the demo is down" in down.stderr
     assert subprocess.run([*DEMO, "down"], env=environment, check=False).returncode == 0
+
+
+def kept_directory(environment: dict[str, str]) -> Path:
+    return Path(environment["SMALLSTACK_CACHE"]) / "demo"
 
 
 CLEAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": os.environ.get("HOME", "/root")}

@@ -419,9 +419,9 @@ CYCLES = int(os.environ.get("SMALLSTACK_TEST_CYCLES", "8"))
 async def test_cycles_leave_nothing(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
     """Links, descriptors, loop devices, namespaces, rules, files, processes, from outside.
 
-    And the agent's loop stays free. Its watchdog also counts what the machine charges it with: an
-    interrupt's work in the middle of a plain system call, some 1 in 70 creates where this was
-    written. Code of ours that holds the loop does so every time, in each of three rounds.
+    And the agent's loop stays free. Its watchdog also counts what a plain system call costs now and
+    then, probably others' work done in its midst: 16 times in 950 creates where this was written.
+    Code of ours that holds the loop does so every time, in each of three rounds.
     """
     for _ in range(2):
         await cloud.destroy((await cloud.create()).ip_address)

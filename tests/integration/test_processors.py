@@ -115,6 +115,9 @@ async def test_without_control_groups_there_is_one_warning(bare_cloud: Cloud) ->
     await cloud.set_up(count=2)
     for name in ("one", "two"):
         assert not (await cloud.create(hostname=name)).dhcp_timed_out
-    (line,) = (line for line in cloud.log.splitlines() if "WARNING" in line)
-    assert "no control groups for processors, all VMs compete as equals: " in line
+    # A loaded machine makes the agent warn of other things as well, such as its loop being held.
+    told = [line for line in cloud.log.splitlines() if "control group" in line]
+    assert len(told) == 1, cloud.log
+    assert "WARNING" in told[0]
+    assert "no control groups for processors, all VMs compete as equals: " in told[0]
     assert groups(cloud.state) == []

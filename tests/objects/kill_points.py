@@ -1,9 +1,11 @@
 """Kills a process that fills a cache at every one of its writes, then looks at what is left.
 
-A program of its own: it forks from a state with one thread. Prints the number of kill points.
+A program of its own, started with ``killer.c`` preloaded: it forks from a state with one thread.
+Prints the number of kill points.
 """
 
 import asyncio
+import ctypes
 import logging
 import os
 import shutil
@@ -16,8 +18,8 @@ from typing import Any
 from smallstack.objects.cache import ObjectCache
 from tests.objects.sources import MemorySource, digest
 
-OBJECTS = [bytes([n]) * 300 for n in range(1, 7)] + [b"L" * (1 << 21)]
-QUOTA = (1 << 21) + 1300
+OBJECTS = [bytes([n]) * 300 for n in range(1, 13)] + [b"L" * (1 << 21)]
+QUOTA = (1 << 21) + 3100
 CALLS = ("write", "rename", "open", "unlink", "ftruncate", "fsync", "mkdir", "posix_fallocate")
 
 
@@ -44,22 +46,22 @@ class Killer:
 
 def fill(directory: Path, due: int) -> int:
     """Fetch, evict, drop, compact; the number of calls it took."""
-    killer = Killer(due)
-    for name in CALLS:
-        killer.wrap(name)
+    killer = ctypes.CDLL(None)
+    killer.counted.restype = ctypes.c_long
+    killer.arm(ctypes.c_long(due))
     cache = ObjectCache(directory, QUOTA)
 
     async def work() -> None:
         source = MemorySource(*OBJECTS)
         items = list(source.objects().items())
-        await cache.ensure(dict(items[:3]), source)
+        await cache.ensure(dict(items[:9]), source)
         await cache.ensure(dict(items[2:]), source)
         cache.drop(items[4][0])
         await cache.ensure(dict(items[4:5]), source)
 
     asyncio.run(work())
     cache.close()
-    return killer.count
+    return int(killer.counted())
 
 
 def check(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """The cache and the store when the process is killed and when the disk is full."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,11 +98,15 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_killed_at_every_write(tmp_path: Path) -> None:
+    library = tmp_path / "killer.so"
+    source = Path(__file__).with_name("killer.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.objects.kill_points", tmp_path],
+        [sys.executable, "-m", "tests.objects.kill_points", tmp_path / "points"],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "LD_PRELOAD": str(library)},
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 40

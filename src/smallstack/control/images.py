@@ -25,6 +25,7 @@ from smallstack.images.unpack import Unpacking
 from smallstack.objects.intake import Intake
 from smallstack.objects.peer import PeerSource
 from smallstack.objects.source import REQUEST, check_sizes, read_next
+from smallstack.outlast import outlast
 from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Image
 from smallstack.proto.kinds import NANOSECONDS_PER_SECOND, Time
@@ -172,15 +173,18 @@ async def _fetch(
     progress: Progress,
 ) -> None:
     intake = Intake(unpacking.store, None, order, source.name)
-    async with source.open_objects([hash_ for hash_, _ in order]) as stream:
-        check_sizes(stream, order, source.name)
-        left = sum(size for _, size in order)
-        while left:
-            data = await read_next(stream, READ, left, source.name)
-            left -= len(data)
-            stored = await asyncio.to_thread(intake.feed, data)
-            if intake.error is not None:
-                raise intake.error
-            progress.files += len(stored)
-            progress.file_bytes += len(data)
-            progress.changed(progress)
+    try:
+        async with source.open_objects([hash_ for hash_, _ in order]) as stream:
+            check_sizes(stream, order, source.name)
+            left = sum(size for _, size in order)
+            while left:
+                data = await read_next(stream, READ, left, source.name)
+                left -= len(data)
+                stored = await outlast(asyncio.to_thread(intake.feed, data))
+                if intake.error is not None:
+                    raise intake.error
+                progress.files += len(stored)
+                progress.file_bytes += len(data)
+                progress.changed(progress)
+    finally:
+        await asyncio.to_thread(intake.abort)

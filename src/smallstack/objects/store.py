@@ -72,6 +72,8 @@ class ObjectStore:
             private_directory(directory)
             self._incoming.mkdir(exist_ok=True)
             self._lock = self._take_lock()
+            self.descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            """Of the directory, for as long as the store is open."""
             for left in self._incoming.iterdir():
                 left.unlink()
         except BlockingIOError:
@@ -82,8 +84,9 @@ class ObjectStore:
     def close(self) -> None:
         """Let another process have the store."""
         if self._lock >= 0:
+            os.close(self.descriptor)
             os.close(self._lock)
-            self._lock = -1
+            self._lock = self.descriptor = -1
 
     def path(self, hash_: bytes) -> Path:
         """Where an object is, or would be."""
@@ -191,7 +194,8 @@ class ObjectStore:
         return lock
 
     @contextmanager
-    def _writing(self, size: int) -> Iterator[None]:
+    def writing(self, size: int) -> Iterator[None]:
+        """Makes a StoreSpaceError or a StoreError of an OSError in writing ``size`` bytes."""
         try:
             yield
         except OSError as error:
@@ -268,7 +272,7 @@ class Incoming:
         if self._fd < 0 and self.received <= IN_MEMORY:
             self._pieces.append(bytes(data))
             return
-        with self._store._writing(self._size or self.received):
+        with self._store.writing(self._size or self.received):
             if self._fd < 0:
                 self._open()
                 for piece in self._pieces:
@@ -296,7 +300,7 @@ class Incoming:
             self._before_commit(digest)
         keyed = self._blake3.digest() if self._blake3 is not None else b""
         name = store._name(digest)
-        with store._writing(self.received):
+        with store.writing(self.received):
             if self._same_as(name):
                 return Stored(digest, self.received, keyed, False)
             if self._fd < 0:

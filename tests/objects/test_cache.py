@@ -179,7 +179,7 @@ async def test_the_least_recently_used_goes_first_and_pins_stay(tmp_path: Path) 
     source = MemorySource(*data)
     cache = ObjectCache(tmp_path, 10_000)
     hashes = [digest(one) for one in data]
-    with cache.pin([hashes[0]]):
+    async with cache.pin([hashes[0]]):
         for hash_ in hashes[:10]:
             await cache.ensure({hash_: 1000}, source)
         await cache.ensure({hashes[1]: 1000}, source)
@@ -198,7 +198,7 @@ async def test_pinning_is_a_use(tmp_path: Path) -> None:
     cache = ObjectCache(tmp_path, 3000)
     for hash_ in hashes[:3]:
         await cache.ensure({hash_: 1000}, source)
-    with cache.pin(hashes[:1]):
+    async with cache.pin(hashes[:1]):
         pass
     await cache.ensure({hashes[3]: 1000}, source)
     assert [hash_ in cache for hash_ in hashes] == [True, False, True, True]
@@ -214,8 +214,9 @@ async def test_what_cannot_fit_is_refused_before_it_is_fetched(tmp_path: Path) -
     assert source.asked == []
     items = list(source.objects().items())
     await cache.ensure(dict(items[:8]), source)
-    with cache.pin([hash_ for hash_, _ in items[:8]]), pytest.raises(CacheFullError):
-        await cache.ensure(dict(items[8:]), source)
+    async with cache.pin([hash_ for hash_, _ in items[:8]]):
+        with pytest.raises(CacheFullError):
+            await cache.ensure(dict(items[8:]), source)
     await cache.ensure(dict(items[8:]), source)
     assert cache.used_bytes == 10_000
     cache.close()
@@ -324,7 +325,7 @@ async def test_cancelling_at_every_await_leaves_a_cache_that_works(tmp_path: Pat
         finished = task.done()
         task.cancel()
         await asyncio.wait([task])
-        assert cache._moving == {}
+        assert cache._claims == []
         assert cache._reserved_bytes == 0
         assert cache._pins == {}
         assert cache.used_bytes == sum(len(source.contents[h]) for h in cache._held)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from blake3 import blake3
@@ -36,7 +37,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.quota = quota
         self.runner = asyncio.Runner()
         self.damaged: set[bytes] = set()
-        self.pinned: list[tuple[object, frozenset[bytes]]] = []
+        self.pinned: list[tuple[AbstractAsyncContextManager[None], frozenset[bytes]]] = []
         self.open()
 
     def open(self) -> None:
@@ -134,13 +135,14 @@ class CacheMachine(RuleBasedStateMachine):
         if len(self.pinned) < 2:
             hashes = frozenset(digest(OBJECTS[n]) for n in wanted)
             pin = self.cache.pin(hashes)
-            pin.__enter__()
+            self.runner.run(pin.__aenter__())
             self.pinned.append((pin, hashes))
 
     @rule()
     def unpin(self) -> None:
         while self.pinned:
-            self.pinned.pop()[0].__exit__(None, None, None)  # type: ignore[attr-defined]
+            pin, _ = self.pinned.pop()
+            self.runner.run(pin.__aexit__(None, None, None))
 
     @rule(number=numbers, kind=st.sampled_from(["gone", "short", "other"]))
     def damage(self, number: int, kind: str) -> None:
@@ -210,7 +212,7 @@ class CacheMachine(RuleBasedStateMachine):
         cache = self.cache
         assert cache.used_bytes == sum(known.size for known in cache._held.values())
         assert cache._reserved_bytes == 0
-        assert cache._moving == {}
+        assert cache._claims == []
         assert set(cache._used_at) == set(cache._held)
         assert cache.used_bytes <= self.quota
         assert list((self.directory / ".incoming").iterdir()) == []

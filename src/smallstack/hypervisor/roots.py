@@ -31,7 +31,7 @@ from smallstack.hypervisor.store import Layer
 from smallstack.machine.errors import KernelError
 from smallstack.machine.kernel import BootFiles, find_kernel
 from smallstack.objects.cache import ObjectCache
-from smallstack.objects.errors import StoreSpaceError
+from smallstack.objects.errors import ObjectNotStoredError, StoreSpaceError
 from smallstack.proto.enums import FirmwareType
 from smallstack.proto.filesystem import FileSystem
 from smallstack.telemetry.errors import SmallStackError, describe
@@ -174,9 +174,12 @@ class Roots:
         image = wanted.image
         store = self._stores[wanted.path.parent.parent]
         brick = store.find(image.digest, wanted.size, wanted.firmware, loader)
-        needed = image.tree.objects() if brick is None else self._objects_of(image, boot)
-        with self._cache.pin(needed):
-            if any(hash_ not in self._cache for hash_ in needed):
+        if brick is None:
+            needed = await asyncio.to_thread(image.tree.objects)
+        else:
+            needed = self._objects_of(image, boot)
+        async with self._cache.pin(needed):
+            if not await asyncio.to_thread(self._cache.has_all, needed):
                 with timeline.phase("fetch objects"):
                     await self._images.fetch(needed)
             if boot is not None:
@@ -194,14 +197,18 @@ class Roots:
 
     async def _drop_corrupt(self, image: KnownImage) -> None:
         """Check every cached object of an image, and drop those that are not what they were."""
-        held = [hash_ for hash_ in image.tree.objects() if hash_ in self._cache]
-        checks = [(hash_, self._cache.path(hash_), self._cache.blake3(hash_)) for hash_ in held]
-        wrong = await asyncio.to_thread(
-            lambda: [hash_ for hash_, path, digest in checks if _digest(path) != digest]
-        )
+        wrong = await asyncio.to_thread(self._find_corrupt, image)
         for hash_ in wrong:
             self._cache.drop(hash_)
         self._verified.difference_update(wrong)
+
+    def _find_corrupt(self, image: KnownImage) -> list[bytes]:
+        wrong = []
+        for hash_ in image.tree.objects():
+            with suppress(ObjectNotStoredError):  # not there, or evicted meanwhile
+                if _digest(self._cache.path(hash_)) != self._cache.blake3(hash_):
+                    wrong.append(hash_)
+        return wrong
 
     def unused_bricks(self, used: Iterable[str]) -> dict[Path, list[Brick]]:
         """Bricks over which none of the layers with these backing files lies, oldest use first."""

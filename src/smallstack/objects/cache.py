@@ -7,19 +7,30 @@
                                               └─ wrong, when needed──► unknown
 
 An object is checked against its SHA-512 once, when it enters; its BLAKE3 is kept beside it and
-checked by whoever reads the bytes. Files enter by rename and the index after them, so a kill
-leaves at worst a found file. What is pinned is never evicted. The tables are changed on the
-loop's thread alone; files and the index are read and written in threads, and what is between the
-two, on its way in or out, is claimed in ``_moving``.
+checked by whoever reads the bytes. Files enter first and the index after them, so a kill leaves at
+worst a found file, whole or in part. What is pinned is never evicted. The tables are changed on
+the loop's thread alone, `SLICE` objects at a stretch; files and the index are read and written in
+threads, and what is between the two, on its way in or out, is claimed in ``_claims``.
 """
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+)
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from smallstack.objects.errors import (
     CacheFullError,
@@ -46,6 +57,9 @@ _log = logging.getLogger("smallstack.objects")
 INDEX: Final = ".index"
 BATCH: Final = 1 << 20
 """Bytes handed to a thread at a time; twice this and one object of 1 MiB is what a fetch holds."""
+SLICE: Final = 1024
+"""Objects worked on in the tables before others get their turn: some 2 ms."""
+T = TypeVar("T")
 
 
 class Ensured(NamedTuple):
@@ -76,8 +90,8 @@ class ObjectCache:
         self._used_at: dict[bytes, int] = dict.fromkeys(self._held, 0)
         self._used_bytes = sum(known.size for known in self._held.values())
         self._reserved_bytes = 0
-        self._pins: dict[object, frozenset[bytes]] = {}
-        self._moving: dict[bytes, asyncio.Future[None]] = {}
+        self._pins: dict[object, Collection[bytes]] = {}
+        self._claims: list[_Claim] = []
 
     def close(self) -> None:
         """Save the order of use and close; nothing may be going on."""
@@ -94,6 +108,10 @@ class ObjectCache:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    def has_all(self, hashes: Iterable[bytes]) -> bool:
+        """Whether all of these are held; any thread may ask."""
+        return all(hash_ in self for hash_ in hashes)
 
     @property
     def used_bytes(self) -> int:
@@ -115,23 +133,19 @@ class ObjectCache:
             raise ObjectNotStoredError(hash=hash_.hex(), directory=self.directory)
         return self._held[hash_].blake3
 
-    @contextmanager
-    def pin(self, hashes: Iterable[bytes]) -> Iterator[None]:
+    @asynccontextmanager
+    async def pin(self, hashes: Collection[bytes]) -> AsyncIterator[None]:
         """Keep these from being evicted, whether they are held already or come later.
 
-        It counts as a use of them.
+        It counts as a use of them. A mapping or set must not change while it is pinned.
         """
-        token, pinned = object(), frozenset(hashes)
-        self._pins[token] = pinned
-        self._use(pinned)
-        try:
+        with self._pinned(hashes):
+            await self._use(hashes)
             yield
-        finally:
-            del self._pins[token]
 
     def drop(self, hash_: bytes) -> None:
         """Forget an object whose file is gone or has other bytes; call it on the loop's thread."""
-        if hash_ in self._held and hash_ not in self._moving:
+        if hash_ in self._held and self._claim_on(hash_) is None:
             self._forget(hash_)
             self._remove([hash_])
 
@@ -140,55 +154,56 @@ class ObjectCache:
 
         Objects that another call is fetching are waited for. A transfer that was cut is taken up
         again as long as each attempt brings something. Pin the objects before, and as long as
-        they are needed. Raises ObjectMissingError, ObjectCorruptError, ObjectSizeError,
-        FetchError, CacheFullError, StoreSpaceError or StoreError; what came whole is kept.
+        they are needed; ``objects`` must not change meanwhile. Raises ObjectMissingError,
+        ObjectCorruptError, ObjectSizeError, FetchError, CacheFullError, StoreSpaceError or
+        StoreError; what came whole is kept.
         """
-        done: list[Stored] = []
-        with self.pin(objects):
+        got = _Got()
+        with self._pinned(objects):
             while lacking := await self._lacking(objects, source.name):
-                mine = {h: size for h, size in lacking.items() if h not in self._moving}
-                if not mine:
-                    await asyncio.shield(self._moving[next(iter(lacking))])
-                    continue
-                before = len(done)
-                with self._claim(mine):
-                    try:
-                        await self._obtain(mine, source, done)
-                    except FetchError:
-                        if len(done) == before:
-                            raise
-            self._use(objects.keys())
-        return Ensured(len(done), sum(o.size for o in done), len(objects) - len(done))
+                with self._claiming() as claim:
+                    mine, others = await self._take(lacking, claim)
+                    if mine:
+                        before = got.objects
+                        try:
+                            await self._obtain(mine, source, got)
+                        except FetchError:
+                            if got.objects == before:
+                                raise
+                if not mine and others is not None:
+                    await asyncio.shield(others.over)
+            await self._use(objects)
+        return Ensured(got.objects, got.size, len(objects) - got.objects)
 
     async def sweep(self) -> int:
         """Take up files the index does not know, once at start; how many there were.
 
         They count at once and are checked when they are needed. The quota is enforced after.
         """
-        listed = await asyncio.to_thread(lambda: [h for h, _ in self._store.list()])
-        new = [h for h in listed if h not in self._held and h not in self._moving]
-        with self._claim(new):
-            sizes = await asyncio.to_thread(lambda: [self._store.size(h) for h in new])
-            for hash_, size in zip(new, sizes, strict=True):
-                if size is not None:
-                    self._remember(hash_, Known(size, b""), 0)
-        gone = self._held.keys() - set(listed) - self._moving.keys()
-        for missing in gone:
-            self._forget(missing)
+        before = await asyncio.to_thread(lambda: list(self._held))
+        listed = await asyncio.to_thread(lambda: {h for h, _ in self._store.list()})
+        new = 0
+        for part in _slices(listed):
+            unknown = [h for h in part if h not in self._held and self._claim_on(h) is None]
+            with self._claiming(unknown):
+                sizes = await asyncio.to_thread(self._sizes, unknown)
+                for hash_, size in zip(unknown, sizes, strict=True):
+                    if size is not None:
+                        self._remember(hash_, Known(size, b""), 0)
+                        new += 1
+            await _pause(part)
+        await self._lose(await asyncio.to_thread(lambda: [h for h in before if h not in listed]))
         await self._evict()
-        await asyncio.to_thread(self._index_drop, list(gone))
-        return len(new)
+        return new
+
+    def _sizes(self, hashes: Sequence[bytes]) -> list[int | None]:
+        return [self._store.size(hash_) for hash_ in hashes]
 
     # What is there, and what is not.
 
     async def _lacking(self, objects: Mapping[bytes, int], server: str) -> dict[bytes, int]:
         lacking, gone = await asyncio.to_thread(self._inspect, objects, server)
-        gone = [h for h in gone if h in self._held and h not in self._moving]
-        if gone:
-            with self._claim(gone):
-                for hash_ in gone:
-                    self._forget(hash_)
-                await outlast(asyncio.to_thread(self._index_drop, gone))
+        await self._lose(gone)
         return lacking
 
     def _inspect(
@@ -208,76 +223,101 @@ class ObjectCache:
                 raise ObjectSizeError(hash=hash_.hex(), server=server, found=known.size, size=size)
         return lacking, gone
 
+    async def _lose(self, gone: Sequence[bytes]) -> None:
+        """Forget objects whose files are gone or cut."""
+        for part in _slices(gone):
+            lost = [h for h in part if h in self._held and self._claim_on(h) is None]
+            if lost:
+                with self._claiming(lost):
+                    for hash_ in lost:
+                        self._forget(hash_)
+                    await outlast(asyncio.to_thread(self._index_drop, lost))
+            await _pause(part)
+
     # Getting objects.
 
-    async def _obtain(
-        self, wanted: Mapping[bytes, int], source: ObjectSource, done: list[Stored]
-    ) -> None:
+    async def _take(
+        self, lacking: Mapping[bytes, int], claim: "_Claim"
+    ) -> tuple[dict[bytes, int], "_Claim | None"]:
+        """Claim what nobody else has; that, and a claim on something of the rest."""
+        mine: dict[bytes, int] = {}
+        others: _Claim | None = None
+        for part in _slices(lacking.items()):
+            for hash_, size in part:
+                found = self._claim_on(hash_)
+                if found is not None:
+                    others = found
+                elif hash_ not in self:  # it may have come since it was looked for
+                    claim.hashes.add(hash_)
+                    mine[hash_] = size
+            await _pause(part)
+        return mine, others
+
+    async def _obtain(self, wanted: Mapping[bytes, int], source: ObjectSource, got: "_Got") -> None:
         """Check what lies on disk already, fetch the rest; ``wanted`` is claimed."""
         room = _Room(self)
         try:
-            room.take({h: size for h, size in wanted.items() if h not in self._held})
-            await self._make_room()
-            wrong: dict[bytes, int] = {}
-
-            def looked(result: tuple[list[bytes], list[Stored]]) -> None:
-                found, verified = result
-                for stored in verified:
-                    self._arrived(stored, room)
-                wrong.update({h: wanted[h] for h in found if h in self._held and h not in self})
-                for hash_ in wrong:
-                    self._forget(hash_)
-
-            await outlast(asyncio.to_thread(self._verify_found, wanted), looked)
-            room.take(wrong)
-            await self._make_room()
-            order = [(h, size) for h, size in wanted.items() if h not in self._held]
+            needed = await asyncio.to_thread(
+                lambda: sum(size for h, size in wanted.items() if h not in self._held)
+            )
+            await self._reserve(room, needed)
+            for part in _slices(wanted):
+                await outlast(self._look(part, room))
+                await _pause(part)
+            order: list[tuple[bytes, int]] = []
+            wrong = 0
+            for items in _slices(wanted.items()):
+                for hash_, size in items:
+                    if hash_ not in self:
+                        order.append((hash_, size))
+                        if hash_ in self._held:
+                            self._forget(hash_)
+                            wrong += size
+                await _pause(items)
+            await self._reserve(room, wrong)
             for start in range(0, len(order), REQUEST):
-                await self._fetch(order[start : start + REQUEST], source, room, done)
+                await self._fetch(order[start : start + REQUEST], source, room, got)
         finally:
             room.close()
 
+    async def _look(self, hashes: Sequence[bytes], room: "_Room") -> None:
+        """Check the files that are there of claimed objects."""
+        for stored in await asyncio.to_thread(self._verify_found, hashes):
+            self._arrived(stored, room)
+
     def _arrived(self, stored: Stored, room: "_Room") -> None:
-        room.give_back(stored.hash)
+        if stored.hash not in self._held:  # what was found lying there had no room reserved
+            room.give_back(stored.size)
         known = Known(stored.size, stored.blake3)
         self._remember(stored.hash, known, time.monotonic_ns())
 
-    def _verify_found(self, wanted: Mapping[bytes, int]) -> tuple[list[bytes], list[Stored]]:
-        found, verified = [], []
-        for hash_ in wanted:
+    def _verify_found(self, hashes: Sequence[bytes]) -> list[Stored]:
+        """The files that are there and right; wrong ones go."""
+        verified = []
+        for hash_ in hashes:
             if self._store.size(hash_) is None:
-                if hash_ in self._held:
-                    found.append(hash_)
                 continue
-            found.append(hash_)
             try:
                 verified.append(self._store.verify(hash_))
             except (ObjectCorruptError, OSError) as error:
                 _log.warning("fetching an object again: %s", describe(error))
                 self._store.delete(hash_)
         self._index.add(verified)
-        return found, verified
+        return verified
 
     async def _fetch(
         self,
         order: Sequence[tuple[bytes, int]],
         source: ObjectSource,
         room: "_Room",
-        done: list[Stored],
+        got: "_Got",
     ) -> None:
-        def publish(stored: list[Stored]) -> None:
-            for one in stored:
-                self._arrived(one, room)
-            done.extend(stored)
-
         try:
             async with source.open_objects([hash_ for hash_, _ in order]) as stream:
-                check_sizes(stream, order, source.name)
+                total = await asyncio.to_thread(check_sizes, stream, order, source.name)
                 intake = Intake(self._store, self._index, order, source.name)
                 try:
-                    await self._pump(
-                        stream, sum(size for _, size in order), intake, publish, source.name
-                    )
+                    await self._pump(stream, total, intake, _Arrivals(self, room, got), source.name)
                 finally:
                     intake.abort()
         except OSError as error:
@@ -288,7 +328,7 @@ class ObjectCache:
         stream: ObjectStream,
         left: int,
         intake: Intake,
-        publish: Callable[[list[Stored]], None],
+        arrivals: "_Arrivals",
         server: str,
     ) -> None:
         """Read the next bytes while a thread stores the last ones."""
@@ -303,14 +343,14 @@ class ObjectCache:
                     size += len(parts[-1])
                 left -= size
                 if storing is not None:
-                    publish(await asyncio.shield(storing))
-                    storing = None
+                    stored, storing = storing, None
+                    await outlast(arrivals.publish(stored))
                 if intake.error is not None:
                     break
                 storing = loop.run_in_executor(None, intake.feed, b"".join(parts))
         finally:
             if storing is not None:
-                await outlast(storing, publish)
+                await outlast(arrivals.publish(storing))
         if intake.error is not None:
             raise intake.error
 
@@ -319,40 +359,79 @@ class ObjectCache:
 
     # Room.
 
-    async def _make_room(self) -> None:
-        """Evict for what was counted; raises CacheFullError when that is not enough."""
+    async def _reserve(self, room: "_Room", needed: int) -> None:
+        """Count what is to come and evict for it; raises CacheFullError if that is not enough."""
+        if not needed:
+            return
+        if self._used_bytes + self._reserved_bytes + needed > self.quota_bytes:
+            pinned = await asyncio.to_thread(self._pinned_bytes, list(self._pins.values()))
+            if pinned + self._reserved_bytes + needed > self.quota_bytes:
+                raise CacheFullError(needed=needed, quota=self.quota_bytes, pinned=pinned)
+        room.take(needed)
         if (lacking := await self._evict()) > 0:
             # Another call has pinned meanwhile what was to go.
-            raise self._full(lacking)
+            pinned = await asyncio.to_thread(self._pinned_bytes, list(self._pins.values()))
+            raise CacheFullError(needed=lacking, quota=self.quota_bytes, pinned=pinned)
 
     async def _evict(self) -> int:
         """Come below the quota: what was not used for longest goes, unless pinned or moving.
 
         Returns the bytes that are still too many.
         """
-        if self._used_bytes + self._reserved_bytes <= self.quota_bytes:
-            return 0
-        by_age = await asyncio.to_thread(self._by_age)
-        pinned = self._pinned()
-        excess = self._used_bytes + self._reserved_bytes - self.quota_bytes
-        victims = []
-        for hash_ in by_age:
-            if excess <= 0:
+        while self._excess > 0:
+            pins = list(self._pins.values())
+            candidates = await asyncio.to_thread(self._candidates, pins, self._excess)
+            gone = 0
+            for part in _slices(candidates):
+                victims = self._victims(part)
+                gone += len(victims)
+                with self._claiming(victims):
+                    for hash_ in victims:
+                        self._forget(hash_)
+                    await outlast(asyncio.to_thread(self._remove, victims))
+                await _pause(part)
+            if not gone:
                 break
-            if hash_ in self._held and hash_ not in pinned and hash_ not in self._moving:
-                victims.append(hash_)
-                excess -= self._held[hash_].size
-        with self._claim(victims):
-            for hash_ in victims:
-                self._forget(hash_)
-            await outlast(asyncio.to_thread(self._remove, victims))
         if self._index.worth_compacting(len(self._held)):
             await asyncio.to_thread(lambda: self._index.compact(self._by_age()))
-        return excess
+        return max(0, self._excess)
 
-    def _full(self, needed: int) -> CacheFullError:
-        in_use = sum(self._held[h].size for h in self._pinned() if h in self._held)
-        return CacheFullError(needed=needed, quota=self.quota_bytes, pinned=in_use)
+    @property
+    def _excess(self) -> int:
+        return self._used_bytes + self._reserved_bytes - self.quota_bytes
+
+    def _candidates(self, pins: Sequence[Collection[bytes]], excess: int) -> list[bytes]:
+        """Objects that may go, least recently used first, until ``excess`` bytes are reached."""
+        found: list[bytes] = []
+        for hash_ in self._by_age():
+            if excess <= 0:
+                break
+            known = self._held.get(hash_)
+            if known is not None and not any(hash_ in pinned for pinned in pins):
+                found.append(hash_)
+                excess -= known.size
+        return found
+
+    def _victims(self, candidates: Iterable[bytes]) -> list[bytes]:
+        """Those of the candidates that may still go and have to."""
+        excess = self._excess
+        victims = []
+        for hash_ in candidates:
+            if excess <= 0:
+                break
+            if (
+                hash_ in self._held
+                and self._claim_on(hash_) is None
+                and not any(hash_ in pinned for pinned in self._pins.values())
+            ):
+                victims.append(hash_)
+                excess -= self._held[hash_].size
+        return victims
+
+    def _pinned_bytes(self, pins: Sequence[Collection[bytes]]) -> int:
+        """Bytes on disk of what is pinned; runs in a thread."""
+        known = map(self._held.get, set().union(*pins))
+        return sum(one.size for one in known if one is not None)
 
     def _remove(self, hashes: list[bytes]) -> None:
         self._index_drop(hashes)
@@ -369,9 +448,6 @@ class ObjectCache:
     def _by_age(self) -> list[bytes]:
         return sorted(self._used_at, key=lambda hash_: self._used_at.get(hash_, 0))
 
-    def _pinned(self) -> frozenset[bytes]:
-        return frozenset().union(*self._pins.values())
-
     # The tables.
 
     def _remember(self, hash_: bytes, known: Known, used_at: int) -> None:
@@ -381,26 +457,57 @@ class ObjectCache:
         self._used_at[hash_] = used_at
         self._used_bytes += known.size
 
-    def _use(self, hashes: Set[bytes]) -> None:
-        held = hashes & self._held.keys()
-        self._used_at.update(dict.fromkeys(held, time.monotonic_ns()))
+    async def _use(self, hashes: Collection[bytes]) -> None:
+        now = time.monotonic_ns()
+        for part in _slices(hashes):
+            self._used_at.update((hash_, now) for hash_ in part if hash_ in self._held)
+            await _pause(part)
 
     def _forget(self, hash_: bytes) -> None:
         self._used_bytes -= self._held.pop(hash_).size
         del self._used_at[hash_]
 
     @contextmanager
-    def _claim(self, hashes: Iterable[bytes]) -> Iterator[None]:
-        """Mark objects as on their way; whoever wants one waits for the end of this."""
-        claimed = list(hashes)
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._moving.update(dict.fromkeys(claimed, over))
+    def _pinned(self, hashes: Collection[bytes]) -> Iterator[None]:
+        token = object()
+        self._pins[token] = hashes if isinstance(hashes, Set | Mapping) else frozenset(hashes)
         try:
             yield
         finally:
-            for hash_ in claimed:
-                del self._moving[hash_]
-            over.set_result(None)
+            del self._pins[token]
+
+    @contextmanager
+    def _claiming(self, hashes: Iterable[bytes] = ()) -> Iterator["_Claim"]:
+        """Mark objects as on their way; whoever wants one waits for the end of this."""
+        claim = _Claim(set(hashes), asyncio.get_running_loop().create_future())
+        self._claims.append(claim)
+        try:
+            yield claim
+        finally:
+            self._claims.remove(claim)
+            claim.over.set_result(None)
+
+    def _claim_on(self, hash_: bytes) -> "_Claim | None":
+        for claim in self._claims:
+            if hash_ in claim.hashes:
+                return claim
+        return None
+
+
+@dataclass(eq=False, slots=True)
+class _Claim:
+    """Objects that one call is bringing in or taking out."""
+
+    hashes: set[bytes]
+    over: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class _Got:
+    """What an `ensure` has fetched."""
+
+    objects: int = 0
+    size: int = 0
 
 
 class _Room:
@@ -408,23 +515,49 @@ class _Room:
 
     def __init__(self, cache: ObjectCache) -> None:
         self._cache = cache
-        self._left: dict[bytes, int] = {}
+        self._left = 0
 
-    def take(self, objects: Mapping[bytes, int]) -> None:
-        """Count these too; raises CacheFullError when evicting could not make room for them."""
-        cache = self._cache
-        needed = sum(objects.values())
-        full = cache._full(needed)
-        if needed and full.pinned + cache._reserved_bytes + needed > cache.quota_bytes:
-            raise full
-        self._left.update(objects)
-        cache._reserved_bytes += needed
+    def take(self, size: int) -> None:
+        """Count these too."""
+        self._left += size
+        self._cache._reserved_bytes += size
 
-    def give_back(self, hash_: bytes) -> None:
-        """It is there, or will not come."""
-        self._cache._reserved_bytes -= self._left.pop(hash_, 0)
+    def give_back(self, size: int) -> None:
+        """They are there, or will not come."""
+        self._left -= size
+        self._cache._reserved_bytes -= size
 
     def close(self) -> None:
         """Give back what is left."""
-        for hash_ in list(self._left):
-            self.give_back(hash_)
+        self.give_back(self._left)
+
+
+class _Arrivals:
+    """Enters what was stored into the tables of a cache."""
+
+    def __init__(self, cache: ObjectCache, room: _Room, got: _Got) -> None:
+        self._cache = cache
+        self._room = room
+        self._got = got
+
+    async def publish(self, storing: Awaitable[Sequence[Stored]]) -> None:
+        """Wait for what is being stored and enter it; not to be cut short."""
+        for part in _slices(await storing):
+            for stored in part:
+                self._cache._arrived(stored, self._room)
+                self._got.size += stored.size
+            self._got.objects += len(part)
+            await _pause(part)
+
+
+def _slices(items: Iterable[T]) -> Iterator[list[T]]:
+    """The items, as many at a time as may be worked on at a stretch; `_pause` after each."""
+    iterator = iter(items)
+    while part := list(itertools.islice(iterator, SLICE)):
+        yield part
+
+
+async def _pause(part: Sequence[object]) -> None:
+    """Others get their turn after a full slice."""
+    if len(part) == SLICE:
+        await asyncio.sleep(0)

@@ -1,5 +1,6 @@
 """The usual source of objects: a peer's ``ObjectServer.GetObjects``."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -59,7 +60,7 @@ class PeerSource:
     @asynccontextmanager
     async def open_objects(self, hashes: Sequence[bytes]) -> AsyncIterator["PeerStream"]:
         """Ask for objects; see `ObjectSource`."""
-        request = GetObjectsRequest(hashes=[Hash(hash_) for hash_ in hashes])
+        request = await asyncio.to_thread(_request, hashes)
         with _wrapped(self.name):
             async with self._connect() as client, client.raw("ObjectServer.GetObjects") as conn:
                 await conn.encode_in_thread(request)
@@ -87,6 +88,10 @@ class PeerStream:
         """See `ObjectStream`."""
         with _wrapped(self._server):
             return await self._conn.read_some(limit)
+
+
+def _request(hashes: Sequence[bytes]) -> GetObjectsRequest:
+    return GetObjectsRequest(hashes=[Hash(hash_) for hash_ in hashes])
 
 
 @contextmanager

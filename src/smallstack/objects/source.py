@@ -39,8 +39,11 @@ class ObjectSource(Protocol):
         """
 
 
-def check_sizes(stream: ObjectStream, order: Sequence[tuple[bytes, int]], server: str) -> None:
-    """Raises FetchError or ObjectSizeError unless the peer is about to send what was asked for."""
+def check_sizes(stream: ObjectStream, order: Sequence[tuple[bytes, int]], server: str) -> int:
+    """How many bytes are about to come.
+
+    Raises FetchError or ObjectSizeError unless the peer is about to send what was asked for.
+    """
     if len(stream.sizes) != len(order):
         raise FetchError(
             server=server, detail=f"it sent {len(stream.sizes)} sizes for {len(order)} objects"
@@ -48,6 +51,7 @@ def check_sizes(stream: ObjectStream, order: Sequence[tuple[bytes, int]], server
     for (hash_, size), theirs in zip(order, stream.sizes, strict=True):
         if size != theirs:
             raise ObjectSizeError(hash=hash_.hex(), server=server, found=theirs, size=size)
+    return sum(stream.sizes)
 
 
 async def read_next(

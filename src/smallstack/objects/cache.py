@@ -50,6 +50,7 @@ from smallstack.objects.source import (
     read_next,
 )
 from smallstack.objects.store import ObjectStore, Stored
+from smallstack.objects.table import Table
 from smallstack.outlast import outlast
 from smallstack.telemetry.errors import SmallStackError, describe
 
@@ -57,8 +58,10 @@ _log = logging.getLogger("smallstack.objects")
 INDEX: Final = ".index"
 BATCH: Final = 1 << 20
 """Bytes handed to a thread at a time; twice this and one object of 1 MiB is what a fetch holds."""
-SLICE: Final = 1024
-"""Objects worked on in the tables before others get their turn: some 2 ms."""
+SLICE: Final = 256
+"""Objects worked on in the tables before others get their turn: half a millisecond."""
+NEVER: Final = -(1 << 62)
+"""When an object was used that nobody is known to have used; those of earlier runs come after."""
 T = TypeVar("T")
 
 
@@ -86,9 +89,10 @@ class ObjectCache:
         self.stall_seconds = stall_seconds
         self._store = ObjectStore(directory, with_blake3=True)
         self._index = Index(directory / INDEX)
-        self._held = self._index.load()
-        self._used_at: dict[bytes, int] = dict.fromkeys(self._held, 0)
-        self._used_bytes = sum(known.size for known in self._held.values())
+        known = self._index.load()
+        self._held = Table(known)
+        self._used_at = Table({hash_: n - len(known) for n, hash_ in enumerate(known)})
+        self._used_bytes = sum(one.size for one in known.values())
         self._reserved_bytes = 0
         self._pins: dict[object, Collection[bytes]] = {}
         self._claims: list[_Claim] = []
@@ -103,7 +107,7 @@ class ObjectCache:
         self._store.close()
 
     def __contains__(self, hash_: object) -> bool:
-        known = self._held.get(hash_) if isinstance(hash_, bytes) else None
+        known = self._held.find(hash_) if isinstance(hash_, bytes) else None
         return known is not None and bool(known.blake3)
 
     def __len__(self) -> int:
@@ -172,6 +176,7 @@ class ObjectCache:
                                 raise
                 if not mine and others is not None:
                     await asyncio.shield(others.over)
+                await asyncio.to_thread(_free, lacking, mine)
             await self._use(objects)
         return Ensured(got.objects, got.size, len(objects) - got.objects)
 
@@ -189,7 +194,7 @@ class ObjectCache:
                 sizes = await asyncio.to_thread(self._sizes, unknown)
                 for hash_, size in zip(unknown, sizes, strict=True):
                     if size is not None:
-                        self._remember(hash_, Known(size, b""), 0)
+                        self._remember(hash_, Known(size, b""), NEVER)
                         new += 1
             await _pause(part)
         await self._lose(await asyncio.to_thread(lambda: [h for h in before if h not in listed]))
@@ -213,7 +218,7 @@ class ObjectCache:
         lacking: dict[bytes, int] = {}
         gone: list[bytes] = []
         for hash_, size in objects.items():
-            known = self._held.get(hash_)
+            known = self._held.find(hash_)
             if known is None or not known.blake3:
                 lacking[hash_] = size
             elif self._store.size(hash_) != known.size:
@@ -238,41 +243,43 @@ class ObjectCache:
 
     async def _take(
         self, lacking: Mapping[bytes, int], claim: "_Claim"
-    ) -> tuple[dict[bytes, int], "_Claim | None"]:
+    ) -> tuple[list[tuple[bytes, int]], "_Claim | None"]:
         """Claim what nobody else has; that, and a claim on something of the rest."""
-        mine: dict[bytes, int] = {}
+        mine: list[tuple[bytes, int]] = []
         others: _Claim | None = None
         for part in _slices(lacking.items()):
-            for hash_, size in part:
-                found = self._claim_on(hash_)
+            for item in part:
+                found = self._claim_on(item[0])
                 if found is not None:
                     others = found
-                elif hash_ not in self:  # it may have come since it was looked for
-                    claim.hashes.add(hash_)
-                    mine[hash_] = size
+                elif item[0] not in self:  # it may have come since it was looked for
+                    claim.hashes[item[0]] = None
+                    mine.append(item)
             await _pause(part)
         return mine, others
 
-    async def _obtain(self, wanted: Mapping[bytes, int], source: ObjectSource, got: "_Got") -> None:
+    async def _obtain(
+        self, wanted: Sequence[tuple[bytes, int]], source: ObjectSource, got: "_Got"
+    ) -> None:
         """Check what lies on disk already, fetch the rest; ``wanted`` is claimed."""
         room = _Room(self)
         try:
             needed = await asyncio.to_thread(
-                lambda: sum(size for h, size in wanted.items() if h not in self._held)
+                lambda: sum(size for h, size in wanted if h not in self._held)
             )
             await self._reserve(room, needed)
             for part in _slices(wanted):
-                await outlast(self._look(part, room))
+                await outlast(self._look([hash_ for hash_, _ in part], room))
                 await _pause(part)
             order: list[tuple[bytes, int]] = []
             wrong = 0
-            for items in _slices(wanted.items()):
-                for hash_, size in items:
-                    if hash_ not in self:
-                        order.append((hash_, size))
-                        if hash_ in self._held:
-                            self._forget(hash_)
-                            wrong += size
+            for items in _slices(wanted):
+                for item in items:
+                    if item[0] not in self:
+                        order.append(item)
+                        if item[0] in self._held:
+                            self._forget(item[0])
+                            wrong += item[1]
                 await _pause(items)
             await self._reserve(room, wrong)
             for start in range(0, len(order), REQUEST):
@@ -406,7 +413,7 @@ class ObjectCache:
         for hash_ in self._by_age():
             if excess <= 0:
                 break
-            known = self._held.get(hash_)
+            known = self._held.find(hash_)
             if known is not None and not any(hash_ in pinned for pinned in pins):
                 found.append(hash_)
                 excess -= known.size
@@ -446,7 +453,7 @@ class ObjectCache:
             _log.warning("the index of %s is behind: %s", self.directory, error)
 
     def _by_age(self) -> list[bytes]:
-        return sorted(self._used_at, key=lambda hash_: self._used_at.get(hash_, 0))
+        return sorted(self._used_at, key=lambda hash_: self._used_at.find(hash_) or 0)
 
     # The tables.
 
@@ -460,11 +467,13 @@ class ObjectCache:
     async def _use(self, hashes: Collection[bytes]) -> None:
         now = time.monotonic_ns()
         for part in _slices(hashes):
-            self._used_at.update((hash_, now) for hash_ in part if hash_ in self._held)
+            for hash_ in part:
+                if hash_ in self._held:
+                    self._used_at[hash_] = now
             await _pause(part)
 
     def _forget(self, hash_: bytes) -> None:
-        self._used_bytes -= self._held.pop(hash_).size
+        self._used_bytes -= self._held.take(hash_).size
         del self._used_at[hash_]
 
     @contextmanager
@@ -479,7 +488,7 @@ class ObjectCache:
     @contextmanager
     def _claiming(self, hashes: Iterable[bytes] = ()) -> Iterator["_Claim"]:
         """Mark objects as on their way; whoever wants one waits for the end of this."""
-        claim = _Claim(set(hashes), asyncio.get_running_loop().create_future())
+        claim = _Claim(Table(dict.fromkeys(hashes)), asyncio.get_running_loop().create_future())
         self._claims.append(claim)
         try:
             yield claim
@@ -498,7 +507,7 @@ class ObjectCache:
 class _Claim:
     """Objects that one call is bringing in or taking out."""
 
-    hashes: set[bytes]
+    hashes: Table[None]
     over: asyncio.Future[None]
 
 
@@ -548,6 +557,12 @@ class _Arrivals:
                 self._got.size += stored.size
             self._got.objects += len(part)
             await _pause(part)
+
+
+def _free(lacking: dict[bytes, int], mine: list[tuple[bytes, int]]) -> None:
+    """Give back their memory: milliseconds for 100,000 entries, so not on the loop."""
+    lacking.clear()
+    mine.clear()
 
 
 def _slices(items: Iterable[T]) -> Iterator[list[T]]:

@@ -38,6 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         ("operator", ["*.*"], []),
         ("user", [], []),
         ("adder", ["ObjectServer.*", "ImageServer.AddImage"], []),
+        ("fetcher", ["ObjectServer.GetObjects"], []),
         ("member", [], ["ops"]),
     ):
         pki.issue(authority, name, methods=methods, groups=groups).write(directory / name)

@@ -29,7 +29,11 @@ def listed(kind: str, server: str, *services: str) -> set[str]:
     ],
 )
 def test_every_method_is_known_and_as_public(server: str, services: tuple[str, ...]) -> None:
-    ours = [method for method in METHODS.values() if method.service in services]
+    ours = [
+        method
+        for method in METHODS.values()
+        if method.service in services and not method.rights_of  # those are this project's own
+    ]
     assert {method.name for method in ours} == listed("methods", server, *services)
     assert {method.name for method in ours if method.public} == listed("public", server, *services)
 
@@ -46,6 +50,16 @@ def test_shapes() -> None:
     assert METHODS["ObjectServer.GetObjects"].shape is Shape.RAW
     assert METHODS["Hypervisor.StartVm"].service == "Hypervisor"
     assert METHODS["Hypervisor.StartVm"].short_name == "StartVm"
+
+
+def test_methods_of_our_own_take_the_rights_of_known_ones() -> None:
+    own = [method for method in METHODS.values() if method.rights_of]
+    assert [method.short_name for method in own] == ["GetCompressedObjects"]
+    for method in own:
+        known = METHODS[method.rights_of]
+        assert method.power == known.power == known.name
+        assert method.public == known.public
+        assert method.unauthenticated_read == known.unauthenticated_read
 
 
 def test_messages_have_defaults_and_documentation() -> None:

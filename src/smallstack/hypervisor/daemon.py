@@ -38,6 +38,7 @@ from smallstack.machine.cgroup import CpuGroups, open_groups, state_name
 from smallstack.machine.errors import CgroupError
 from smallstack.network.book import AddressBook
 from smallstack.objects.cache import ObjectCache
+from smallstack.objects.peer import COMPRESSION, Compression
 from smallstack.settings import (
     Setting,
     Values,
@@ -75,6 +76,12 @@ BRIDGE_ADDRESS = Setting(
 )
 OBJECT_CACHE_SIZE = Setting(
     "object_cache_size", size, 0, "bytes; default: 10G, or an eighth of the file system if less"
+)
+OBJECT_COMPRESSION = Setting(
+    "object_compression",
+    choice(*COMPRESSION),
+    "auto",
+    "ask the image server for objects by zstd: auto leaves that for one on this machine",
 )
 ACCELERATOR = Setting("accelerator", choice("auto", "kvm", "tcg"), "auto", "how guests run")
 QEMU = Setting("qemu", text, "qemu-system-x86_64", "the emulator's program")
@@ -115,6 +122,7 @@ SETTINGS: list[Setting[object]] = [
         BRIDGES,
         BRIDGE_ADDRESS,
         OBJECT_CACHE_SIZE,
+        OBJECT_COMPRESSION,
         ACCELERATOR,
         QEMU,
         QEMU_USER,
@@ -227,7 +235,12 @@ async def _open_agent(values: Values, store: Store) -> Agent:
             cache_directory=store.objects,
             cache_unused=lambda: max(0, quota - cache.used_bytes),
         )
-        images = Images(values[IMAGE_SERVER], _client_credentials(values), cache)
+        images = Images(
+            values[IMAGE_SERVER],
+            _client_credentials(values),
+            cache,
+            cast("Compression", values[OBJECT_COMPRESSION]),
+        )
         loaders = BootLoaders(store.boot_loaders)
         roots = await asyncio.to_thread(Roots, directories, cache, images, loaders)
         vms: list[Agent] = []

@@ -32,7 +32,7 @@ from smallstack.hypervisor.errors import (
 )
 from smallstack.identity.credentials import ClientCredentials
 from smallstack.objects.cache import Ensured, ObjectCache
-from smallstack.objects.peer import PeerSource
+from smallstack.objects.peer import Compression, PeerSource
 from smallstack.proto.filesystem import FileSystem
 from smallstack.srpc.errors import CallError, ConnectionClosedError, PeerStalledError, TlsError
 from smallstack.telemetry.errors import SmallStackError, describe
@@ -70,13 +70,17 @@ class Images:
     """The image server as the agent uses it."""
 
     def __init__(
-        self, address: str, credentials: ClientCredentials | None, cache: ObjectCache
+        self,
+        address: str,
+        credentials: ClientCredentials | None,
+        cache: ObjectCache,
+        compression: Compression = "auto",
     ) -> None:
         """``address`` is ``host:port``; without credentials in plain text."""
         self.address = address
         self._credentials = credentials
         self._cache = cache
-        self._source = PeerSource.dialling(address, credentials)
+        self._source = PeerSource.dialling(address, credentials, compression)
         self._known: OrderedDict[str, KnownImage] = OrderedDict()
         self._idle: list[ImageServerClient] = []
         self._fetching: dict[str, asyncio.Task[KnownImage | None]] = {}

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final
 
 from smallstack.imageserver.references import HOLD_SECONDS, References
 from smallstack.objects.errors import ObjectCorruptError, ObjectError
+from smallstack.objects.packed import PIECE, pack
 from smallstack.objects.store import Incoming, ObjectStore
 from smallstack.proto.kinds import Hash
 from smallstack.proto.objectserver import (
@@ -18,6 +19,8 @@ from smallstack.proto.objectserver import (
     AddObjectResponse,
     CheckObjectsRequest,
     CheckObjectsResponse,
+    GetCompressedObjectsRequest,
+    GetCompressedObjectsResponse,
     GetObjectsRequest,
     GetObjectsResponse,
 )
@@ -25,7 +28,7 @@ from smallstack.srpc.errors import ConnectionClosedError
 from smallstack.srpc.server import Call, Handler
 from smallstack.telemetry.errors import SmallStackError
 
-BATCH: Final = 1 << 20
+BATCH: Final = PIECE
 BATCH_OBJECTS: Final = 64
 GET_SLOTS: Final = 100
 """Transfers at a time; more wait for a slot."""
@@ -52,6 +55,7 @@ class ObjectService:
         return {
             "AddObjects": self.add_objects,
             "CheckObjects": self.check_objects,
+            "GetCompressedObjects": self.get_compressed_objects,
             "GetObjects": self.get_objects,
         }
 
@@ -63,19 +67,33 @@ class ObjectService:
 
     async def get_objects(self, call: Call) -> None:
         """All the objects asked for, one after the other, or none and why."""
+        request = await call.conn.decode(GetObjectsRequest)
+        await self._get(call, request.hashes, GetObjectsResponse, packed=False)
+
+    async def get_compressed_objects(self, call: Call) -> None:
+        """As `get_objects`, the bytes in frames of `smallstack.objects.packed`."""
+        request = await call.conn.decode(GetCompressedObjectsRequest)
+        await self._get(call, request.hashes, GetCompressedObjectsResponse, packed=True)
+
+    async def _get(
+        self,
+        call: Call,
+        hashes: Sequence[Hash],
+        response: type[GetObjectsResponse],
+        packed: bool,
+    ) -> None:
         conn = call.conn
-        request = await conn.decode(GetObjectsRequest)
         async with self._slots:
             self.slots_used += 1
             try:
-                sizes = await asyncio.to_thread(self._sizes, request.hashes)
-                missing = [h for h, size in zip(request.hashes, sizes, strict=True) if not size]
+                sizes = await asyncio.to_thread(self._sizes, hashes)
+                missing = [h for h, size in zip(hashes, sizes, strict=True) if not size]
                 if missing:
-                    conn.encode(GetObjectsResponse(response_string=_unknown(missing)))
+                    conn.encode(response(response_string=_unknown(missing)))
                     return
-                await conn.encode_in_thread(GetObjectsResponse(object_sizes=sizes))
+                await conn.encode_in_thread(response(object_sizes=sizes))
                 await conn.flush()
-                await self._send(call, request.hashes, sizes)
+                await self._send(call, hashes, sizes, packed)
             finally:
                 self.slots_used -= 1
 
@@ -142,9 +160,11 @@ class ObjectService:
     def _sizes(self, hashes: Sequence[Hash]) -> list[int]:
         return [self.store.size(hash_) or 0 for hash_ in hashes]
 
-    async def _send(self, call: Call, hashes: Sequence[Hash], sizes: Sequence[int]) -> None:
+    async def _send(
+        self, call: Call, hashes: Sequence[Hash], sizes: Sequence[int], packed: bool
+    ) -> None:
         conn = call.conn
-        sender = _Sender(self.store, hashes, sizes)
+        sender = _Sender(self.store, hashes, sizes, packed)
         reading = asyncio.ensure_future(asyncio.to_thread(sender.next))
         try:
             while data := await asyncio.shield(reading):
@@ -162,8 +182,11 @@ class ObjectService:
 class _Sender:
     """Reads objects one after the other; one thread at a time uses it."""
 
-    def __init__(self, store: ObjectStore, hashes: Sequence[Hash], sizes: Sequence[int]) -> None:
+    def __init__(
+        self, store: ObjectStore, hashes: Sequence[Hash], sizes: Sequence[int], packed: bool
+    ) -> None:
         self._store = store
+        self._packed = packed
         self._coming = iter(zip(hashes, sizes, strict=True))
         self._hash = Hash.zero
         self._file: BinaryIO | None = None
@@ -190,7 +213,8 @@ class _Sender:
             self._left -= len(data)
             if not self._left:
                 self.close()
-        return b"".join(parts)
+        data = b"".join(parts)
+        return pack(data) if self._packed and data else data
 
     def close(self) -> None:
         """Close the file that is open."""

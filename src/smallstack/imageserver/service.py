@@ -43,8 +43,9 @@ def methods(public: frozenset[str] = frozenset()) -> dict[str, Method]:
     for name in _LARGE:
         full = f"ImageServer.{name}"
         table[full] = replace(table[full], shape=Shape.RAW)
-    for full in public:
-        table[full] = replace(table[full], public=True)
+    for full, method in table.items():
+        if method.power in public:
+            table[full] = replace(method, public=True)
     return table
 
 

@@ -1,14 +1,27 @@
-"""The usual source of objects: a peer's ``ObjectServer.GetObjects``."""
+"""The usual source of objects: a peer's ``ObjectServer.GetObjects``, compressed if it can."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from typing import Final, Literal
 
 from smallstack.identity.credentials import ClientCredentials
 from smallstack.objects.errors import FetchError, ObjectMissingError
+from smallstack.objects.packed import HEADER, PackedError, frame_size, unpack
 from smallstack.proto.kinds import Hash
-from smallstack.proto.objectserver import GetObjectsRequest, GetObjectsResponse
+from smallstack.proto.objectserver import (
+    GetCompressedObjectsRequest,
+    GetCompressedObjectsResponse,
+    GetObjectsRequest,
+    GetObjectsResponse,
+)
 from smallstack.srpc.client import Client, dial
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import (
@@ -29,9 +42,13 @@ _TROUBLE = (
     PeerStalledError,
     RemoteProtocolError,
     TlsError,
+    PackedError,
 )
+_log = logging.getLogger("smallstack.objects")
 _UNKNOWN = re.compile(r"(?:first of (\d+) )?unknown objects?: ([0-9a-f]{128})")
 
+Compression = Literal["auto", "zstd", "none"]
+COMPRESSION: Final[tuple[Compression, ...]] = ("auto", "zstd", "none")
 Connect = Callable[[], AbstractAsyncContextManager[Client]]
 """Gives a connection for the time of one transfer: a fresh one, or one of a pool."""
 
@@ -39,15 +56,25 @@ Connect = Callable[[], AbstractAsyncContextManager[Client]]
 class PeerSource:
     """Objects of the server at ``address``, over connections that ``connect`` gives.
 
-    One transfer at a time takes a connection; after a cut the next one gets another.
+    One transfer at a time takes a connection; after a cut the next one gets another. They are asked
+    for compressed where that helps and the server can do it: one that does not know the method, or
+    refuses it, is asked the usual way from then on.
     """
 
-    def __init__(self, address: str, connect: Connect) -> None:
+    def __init__(self, address: str, connect: Connect, compression: Compression = "auto") -> None:
+        """``compression``: ``auto`` leaves it for servers on this machine."""
         self.name = address
         self._connect = connect
+        self._compression = compression
+        self._refused = False
 
     @classmethod
-    def dialling(cls, address: str, credentials: ClientCredentials | None) -> "PeerSource":
+    def dialling(
+        cls,
+        address: str,
+        credentials: ClientCredentials | None,
+        compression: Compression = "auto",
+    ) -> "PeerSource":
         """A source that dials ``host:port`` for each transfer; without credentials in clear."""
 
         @asynccontextmanager
@@ -55,20 +82,36 @@ class PeerSource:
             async with await dial(address, credentials) as client:
                 yield client
 
-        return cls(address, connect)
+        return cls(address, connect, compression)
 
     @asynccontextmanager
     async def open_objects(self, hashes: Sequence[bytes]) -> AsyncIterator["PeerStream"]:
         """Ask for objects; see `ObjectSource`."""
-        request = await asyncio.to_thread(_request, hashes)
         with _wrapped(self.name):
-            async with self._connect() as client, client.raw("ObjectServer.GetObjects") as conn:
-                await conn.encode_in_thread(request)
+            async with self._connect() as client, AsyncExitStack() as stack:
+                conn, packed = await self._start(client, stack)
+                await conn.encode_in_thread(await asyncio.to_thread(_request, hashes, packed))
                 await conn.flush()
-                response = await conn.decode(GetObjectsResponse)
+                kind = GetCompressedObjectsResponse if packed else GetObjectsResponse
+                response = await conn.decode(kind)
                 if text := response.response_string:
                     raise self._refusal(text)
-                yield PeerStream(conn, response.object_sizes, self.name)
+                reader = _unpacked(conn, response.object_sizes) if packed else None
+                yield PeerStream(conn, response.object_sizes, self.name, reader)
+
+    async def _start(self, client: Client, stack: AsyncExitStack) -> tuple[Connection, bool]:
+        """Begin the call: its connection, and whether what comes is compressed."""
+        wanted = self._compression == "zstd" or (
+            self._compression == "auto" and not client.conn.is_local
+        )
+        if wanted and not self._refused:
+            try:
+                call = client.raw("ObjectServer.GetCompressedObjects")
+                return await stack.enter_async_context(call), True
+            except CallError as error:
+                _log.info("%s sends objects as they are: %s", self.name, error)
+                self._refused = True
+        return await stack.enter_async_context(client.raw("ObjectServer.GetObjects")), False
 
     def _refusal(self, text: str) -> SmallStackError:
         if match := _UNKNOWN.search(text):
@@ -77,21 +120,45 @@ class PeerSource:
 
 
 class PeerStream:
-    """One reply of GetObjects."""
+    """One reply of GetObjects or GetCompressedObjects."""
 
-    def __init__(self, conn: Connection, sizes: Sequence[int], server: str) -> None:
+    def __init__(
+        self,
+        conn: Connection,
+        sizes: Sequence[int],
+        server: str,
+        unpacked: AsyncIterator[bytes] | None,
+    ) -> None:
         self.sizes = sizes
         self._conn = conn
         self._server = server
+        self._unpacked = unpacked
+        self._piece = memoryview(b"")
 
     async def read(self, limit: int) -> bytes:
         """See `ObjectStream`."""
         with _wrapped(self._server):
-            return await self._conn.read_some(limit)
+            if self._unpacked is None:
+                return await self._conn.read_some(limit)
+            if not self._piece:
+                self._piece = memoryview(await anext(self._unpacked, b""))
+        part, self._piece = self._piece[:limit], self._piece[limit:]
+        return bytes(part)
 
 
-def _request(hashes: Sequence[bytes]) -> GetObjectsRequest:
-    return GetObjectsRequest(hashes=[Hash(hash_) for hash_ in hashes])
+async def _unpacked(conn: Connection, sizes: Sequence[int]) -> AsyncIterator[bytes]:
+    """The pieces of a compressed reply; nothing more once the peer closed between two."""
+    left = await asyncio.to_thread(sum, sizes)
+    while left and (conn.has_data() or await conn.more()):
+        frame = await conn.read_exactly(frame_size(await conn.read_exactly(HEADER)))
+        piece = await asyncio.to_thread(unpack, frame, left)
+        left -= len(piece)
+        yield piece
+
+
+def _request(hashes: Sequence[bytes], packed: bool) -> GetObjectsRequest:
+    kind = GetCompressedObjectsRequest if packed else GetObjectsRequest
+    return kind(hashes=[Hash(hash_) for hash_ in hashes])
 
 
 @contextmanager

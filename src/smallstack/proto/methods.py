@@ -37,6 +37,14 @@ class Method:
     shape: Shape = Shape.REQUEST_REPLY
     public: bool = True
     unauthenticated_read: bool = False
+    rights_of: str = ""
+    """The full name of the method whose rights let a caller use this one, when not its own; only
+    methods that upstream does not have are so."""
+
+    @property
+    def power(self) -> str:
+        """The name that a certificate has to grant."""
+        return self.rights_of or self.name
 
     @property
     def service(self) -> str:
@@ -130,6 +138,15 @@ _OBJECT_SERVER: Final = (
         Shape.RAW,
         public=False,
         unauthenticated_read=True,
+    ),
+    Method(
+        "ObjectServer.GetCompressedObjects",
+        objectserver.GetCompressedObjectsRequest,
+        objectserver.GetCompressedObjectsResponse,
+        Shape.RAW,
+        public=False,
+        unauthenticated_read=True,
+        rights_of="ObjectServer.GetObjects",
     ),
     Method(
         "ObjectServer.ImportObjects",

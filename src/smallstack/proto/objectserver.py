@@ -54,6 +54,14 @@ class GetObjectsResponse(ObjectServerMessage, kw_only=True):
     object_sizes: list[Uint64] = []
 
 
+class GetCompressedObjectsRequest(GetObjectsRequest, kw_only=True):
+    """Request of ``ObjectServer.GetCompressedObjects``, a method of this project only."""
+
+
+class GetCompressedObjectsResponse(GetObjectsResponse, kw_only=True):
+    """Reply of it: the objects' bytes follow in frames, see `smallstack.objects.packed`."""
+
+
 class ImportObjectsRequest(ObjectServerMessage, kw_only=True):
     """Request of ``ObjectServer.ImportObjects``."""
 

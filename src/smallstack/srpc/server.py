@@ -397,7 +397,7 @@ class Server:
         method = found.method
         decision = decide(
             conn.peer,
-            method.name,
+            method.power,
             public=method.public,
             unauthenticated=found.unauthenticated,
             policy=self.policy,

@@ -58,6 +58,8 @@ class Stream(asyncio.Protocol):
         """Seconds without a byte in the middle of a line, a block or a flush; None: no limit."""
         self.remote_host = ""
         self.remote_port = 0
+        self.is_local = False
+        """Whether the peer is on this machine, as far as addresses tell."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -86,6 +88,8 @@ class Stream(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple) and len(name) >= 2:
             self.remote_host, self.remote_port = name[0], name[1]
+        own = transport.get_extra_info("sockname")
+        self.is_local = not self.remote_host or (bool(own) and own[0] == self.remote_host)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came in."""

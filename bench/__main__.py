@@ -1,4 +1,4 @@
-"""``./dev bench SCENARIO``: create, unpack, boot, diff, compare."""
+"""``./dev bench SCENARIO``: create, unpack, boot, diff, rpc, compare."""
 
 import argparse
 import sys
@@ -44,6 +44,14 @@ def _run() -> int:
     diff.add_argument("-n", type=int, default=7, help="runs of each (default 7)")
     diff.add_argument("--picture", type=Path, default=Path("build/bench-diff.png"))
 
+    rpc = commands.add_parser("rpc", help="calls per second beside a bare TLS echo; idle peers")
+    rpc.add_argument("--json", type=Path, help="all samples and the host's facts")
+    rpc.add_argument("-n", type=int, default=3, help="runs of each load (default 3)")
+    rpc.add_argument("--seconds", type=float, default=3.0, help="of one run (default 3)")
+    rpc.add_argument("--creates", type=int, default=7, help="creates each way (default 7)")
+    rpc.add_argument("--idle", type=int, default=10_000, help="idle connections (default 10000)")
+    rpc.add_argument("--only", default="", help="only loads with this in their name, nothing else")
+
     compare = commands.add_parser("compare", help="did a ratio get worse?")
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
@@ -80,6 +88,17 @@ def _run() -> int:
 
         differing.run(options)
         return 0
+    if options.command == "rpc":
+        from bench import rpc as calling
+
+        return calling.run(
+            options.seconds,
+            options.n,
+            options.creates,
+            options.idle,
+            options.json,
+            options.only,
+        )
     from bench.compare import compare as compare_files
 
     return compare_files(options.before, options.after, options.margin)

@@ -173,6 +173,10 @@ class Sandbox:
         while self._daemons:
             await self._daemons.pop().stop()
 
+    def process_id(self, name: str) -> int:
+        """The process of a daemon that was started."""
+        return next(daemon.process.pid for daemon in self._daemons if daemon.name == name)
+
     def failed(self) -> DaemonError | None:
         """The first daemon that has ended by itself, as an error that shows its log."""
         for daemon in self._daemons:

@@ -1,13 +1,16 @@
 """Peers that mean harm, or are broken: bounded, timed out, and of no effect on others."""
 
 import asyncio
+import gc
 import os
 import socket
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
 
+from smallstack.daemon.watchdog import watch_callbacks
 from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.srpc import framing
 from smallstack.srpc.client import dial
@@ -147,6 +150,63 @@ async def test_stalling_in_the_middle_ends_the_connection(serve: Serve) -> None:
             writer.write(sent)
             assert await _drain(reader) == answer
             writer.close()
+        await running.server.wait_empty()
+
+
+async def test_who_sends_byte_by_byte_is_given_up(serve: Serve) -> None:
+    """Never silent for long, yet a line, a request or a block takes for ever."""
+    async with serve(stall_timeout=0.2) as running:
+        for sent, answer in (
+            (b"", b""),
+            (INFO + b"\x60", b"\n"),
+            (b"Hypervisor.CreateVm\n\x60", b"\n"),
+        ):
+            reader, writer = await _connected(running)
+            writer.write(sent)
+            end = asyncio.create_task(_drain(reader))
+            while not end.done():
+                writer.write(b"\x01")
+                await asyncio.wait((end,), timeout=0.02)
+            assert end.result() == answer
+            writer.close()
+        await running.server.wait_empty()
+
+
+async def test_a_flood_of_pings_leaves_others_their_turn(serve: Serve) -> None:
+    async with serve() as running:
+        reader, writer = await _connected(running)
+        other, pinging = await _connected(running)
+        with watch_callbacks() as stretches:
+            writer.write(b"\n" * 200_000)
+            for _ in range(20):
+                pinging.write(b"\n")
+                assert await other.readexactly(1) == b"\n"
+            assert await reader.readexactly(200_000) == b"\n" * 200_000
+        assert [s for s in stretches if "serve" in s.where] == []
+        writer.close()
+        pinging.close()
+
+
+async def test_a_flood_of_unknown_methods_leaves_nothing(serve: Serve) -> None:
+    async with serve() as running:
+        reader, writer = await _connected(running)
+
+        async def flood(first: int, count: int) -> None:
+            services = [b"Service%d" % number for number in range(first, first + count)]
+            writer.write(b"".join(service + b".Method\n" for service in services))
+            for service in services:
+                assert await reader.readline() == b"unknown service: " + service + b"\n"
+
+        await flood(0, 1000)
+        tracemalloc.start()
+        try:
+            for number in range(1, 11):
+                await flood(1000 * number, 1000)
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] < 200_000
+        finally:
+            tracemalloc.stop()
+        writer.close()
         await running.server.wait_empty()
 
 

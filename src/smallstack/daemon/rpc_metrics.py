@@ -1,8 +1,28 @@
-"""What the RPC server reports of itself, as Prometheus metrics."""
+"""What the RPC server reports of itself, as Prometheus metrics.
 
-from prometheus_client import Gauge, Histogram
+Calls are counted in plain numbers and put into the library's form at each scrape: its own
+histograms cost a call more than its authorisation.
+"""
 
-from smallstack.telemetry.metrics import Metrics
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
+
+from smallstack.telemetry.metrics import CALL_BUCKETS, PREFIX, Metrics
+
+_LABELS = [*map(floatToGoString, CALL_BUCKETS), "+Inf"]
+
+
+class _Calls:
+    """The calls of one method that ended in one way."""
+
+    __slots__ = ("counts", "seconds")
+
+    def __init__(self) -> None:
+        self.counts = [0] * len(_LABELS)
+        self.seconds = 0.0
 
 
 class RpcMetrics:
@@ -17,15 +37,9 @@ class RpcMetrics:
         self._denied = metrics.counter(
             "rpc_calls_denied", "Calls refused for want of rights.", ["method"]
         )
-        self._running = metrics.gauge("rpc_calls_running", "Calls in progress.", ["method"])
-        self._seconds = metrics.histogram(
-            "rpc_call_seconds",
-            "Duration of calls, by whether they went well, told an error, or failed.",
-            ["method", "outcome"],
-        )
-        # Looking a label up in prometheus-client costs as much as the rest of a call's framing.
-        self._running_of: dict[str, Gauge] = {}
-        self._seconds_of: dict[tuple[str, str], Histogram] = {}
+        self._running: dict[str, int] = {}
+        self._ended: dict[tuple[str, str], _Calls] = {}
+        metrics.registry.register(self)
 
     def connection(self, opened: bool) -> None:
         """A connection was opened or has closed."""
@@ -45,16 +59,34 @@ class RpcMetrics:
 
     def started(self, method: str) -> None:
         """A handler began."""
-        running = self._running_of.get(method)
-        if running is None:
-            running = self._running_of[method] = self._running.labels(method)
-        running.inc()
+        self._running[method] = self._running.get(method, 0) + 1
 
     def finished(self, method: str, seconds: float, outcome: str) -> None:
         """A handler ended."""
-        self._running_of[method].dec()
-        spread = self._seconds_of.get((method, outcome))
-        if spread is None:
-            spread = self._seconds.labels(method, outcome)
-            self._seconds_of[method, outcome] = spread
-        spread.observe(seconds)
+        self._running[method] -= 1
+        calls = self._ended.get((method, outcome))
+        if calls is None:
+            calls = self._ended[method, outcome] = _Calls()
+        calls.counts[bisect_left(CALL_BUCKETS, seconds)] += 1
+        calls.seconds += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """What a scrape gets; in a thread, while calls go on."""
+        running = GaugeMetricFamily(
+            f"{PREFIX}_rpc_calls_running", "Calls in progress.", labels=["method"]
+        )
+        for method, count in list(self._running.items()):
+            running.add_metric([method], count)
+        yield running
+        seconds = HistogramMetricFamily(
+            f"{PREFIX}_rpc_call_seconds",
+            "Duration of calls, by whether they went well, told an error, or failed.",
+            labels=["method", "outcome"],
+        )
+        for labels, calls in list(self._ended.items()):
+            total, buckets = 0, []
+            for label, count in zip(_LABELS, calls.counts, strict=True):
+                total += count
+                buckets.append((label, total))
+            seconds.add_metric(labels, buckets, calls.seconds)
+        yield seconds

@@ -14,6 +14,7 @@ they pass over the ownership checks of single VMs.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from smallstack.identity.peer import Peer
@@ -78,6 +79,7 @@ def _has_powers(peer: Peer, method: str, policy: Policy) -> bool:
     )
 
 
+@lru_cache(4096)  # a certificate's patterns are asked about at every call of its owner
 def match(pattern: str, name: str) -> bool:
     """Shell-style match as in Go's ``filepath.Match``; a malformed pattern matches nothing.
 

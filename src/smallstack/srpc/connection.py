@@ -12,6 +12,8 @@ Values above `THREAD_SIZE` bytes are decoded in the thread pool, so that the loo
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
+import msgspec
+
 from smallstack.identity.peer import Peer
 from smallstack.srpc import gob
 from smallstack.srpc.coder import DEFAULT, NEED_MORE, Limits, NeedMoreType
@@ -52,11 +54,18 @@ class Connection(Stream):
     def __init__(self) -> None:
         super().__init__()
         self.peer: Peer = _NOBODY
+        self.peer_with_access: Peer = _NOBODY
+        """The same one, as a call sees it that was granted by method powers."""
         self.json = False
         self.limits: Limits = DEFAULT
         self._late_newline = False  # of the last JSON value: it may still be on its way
         self._encoder: Encoder | None = None
         self._decoder: Decoder | None = None
+
+    def set_peer(self, peer: Peer) -> None:
+        """Who is at the other end."""
+        self.peer = peer
+        self.peer_with_access = msgspec.structs.replace(peer, have_method_access=True)
 
     def begin_call(self) -> None:
         """New codecs from here on."""
@@ -87,21 +96,41 @@ class Connection(Stream):
         """
         if idle and not self._buffer:
             await self.more()
-        decoder = self._decoder
-        if decoder is None:
-            if self.json:
-                decoder = self._decoder = _json().Decoder(self.limits)
-            else:
-                decoder = self._decoder = gob.Decoder(self.limits)
         if self.json:
-            return await self._decode_json(cast("json_coder.Decoder", decoder), type_)
-        while True:
+            return await self._decode_json(type_)
+        begun, before = self._loop.time(), self._received
+        while (value := self.decode_here(type_)) is NEED_MORE:
+            assert self._decoder is not None
             size = await self._gob_message()
+            self.hurry(begun, self._received - before)
+            if size <= len(self._buffer) and size <= THREAD_SIZE:
+                continue
             parts = await self.read_parts(size)
             if size > THREAD_SIZE:
-                value = await asyncio.to_thread(_feed_and_decode, decoder, parts, type_)
+                value = await asyncio.to_thread(_feed_and_decode, self._decoder, parts, type_)
             else:
-                value = _feed_and_decode(decoder, parts, type_)
+                value = _feed_and_decode(self._decoder, parts, type_)
+            if value is not NEED_MORE:
+                break
+        return value
+
+    def decode_here(self, type_: type[T]) -> T | NeedMoreType:
+        """The next value if all of it is here and not too much for the loop, else NEED_MORE.
+
+        For gob only. Raises RemoteProtocolError.
+        """
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._decoder = gob.Decoder(self.limits)
+        while True:
+            lengths = gob.message_length(self._buffer)
+            if lengths is NEED_MORE:
+                return NEED_MORE
+            size = lengths[0] + lengths[1]
+            if size > THREAD_SIZE or size > len(self._buffer):
+                return NEED_MORE
+            decoder.feed(self._take(size))
+            value = decoder.decode(type_)
             if value is not NEED_MORE:
                 return value
 
@@ -110,6 +139,14 @@ class Connection(Stream):
         if self._late_newline:
             await self._skip_newline()
         return await super().read_line(limit)
+
+    def take_line(self, limit: int = MAX_LINE) -> bytes | None:
+        """As `Stream.take_line`."""
+        if self._late_newline and self._buffer:
+            self._late_newline = False
+            if self._buffer.startswith(b"\n"):
+                self.skip(1)
+        return super().take_line(limit)
 
     async def read_exactly(self, count: int) -> bytes:
         """As `Stream.read_exactly`."""
@@ -140,7 +177,11 @@ class Connection(Stream):
             raise gob.GobError(what=f"a message of {body} bytes")
         return header + body
 
-    async def _decode_json(self, decoder: "json_coder.Decoder", type_: type[T]) -> T:
+    async def _decode_json(self, type_: type[T]) -> T:
+        if self._decoder is None:
+            self._decoder = _json().Decoder(self.limits)
+        decoder = cast("json_coder.Decoder", self._decoder)
+        begun, before = self._loop.time(), self._received
         while True:
             data = bytes(self._buffer)
             self._buffer.clear()
@@ -150,6 +191,7 @@ class Connection(Stream):
                 value = _feed_and_decode(decoder, [data], type_)
             if value is not NEED_MORE:
                 break
+            self.hurry(begun, self._received - before)
             if not await self.more(stall=True):
                 raise self._closed("in the middle of a value")
         self._late_newline = decoder.newline_pending

@@ -27,6 +27,7 @@ from smallstack.identity.errors import CertificateFormatError
 from smallstack.identity.peer import Peer
 from smallstack.proto.methods import METHODS, Method, Shape
 from smallstack.srpc import framing
+from smallstack.srpc.coder import NEED_MORE
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import (
     ConnectionClosedError,
@@ -36,6 +37,7 @@ from smallstack.srpc.errors import (
     RemoteProtocolError,
     TlsError,
 )
+from smallstack.srpc.patience import Patience
 from smallstack.srpc.stream import STALL_TIMEOUT
 from smallstack.telemetry.errors import SmallStackError
 
@@ -50,6 +52,8 @@ LARGE_REPLIES: Final = frozenset({"ImageServer.GetImage", "Hypervisor.ScanVmRoot
 
 _log = logging.getLogger("smallstack.srpc")
 _LF: Final = b"\n"
+_TURN: Final = 64
+"""Calls or pings sent ahead that are answered in a row: a millisecond or two."""
 Req = TypeVar("Req")
 
 
@@ -148,7 +152,9 @@ class Server:
         self._max_handshakes = max_handshakes
         self._handshake_timeout = handshake_timeout
         self._stall_timeout = stall_timeout
+        self._patience: Patience | None = None
         self._services: dict[str, dict[str, _Registered]] = {}
+        self._by_line: dict[bytes, _Registered] = {}
         self._idle: set[Connection] = set()
         self._busy: dict[Connection, asyncio.Task[Any]] = {}
         self._handshakes: dict[Connection, None] = {}
@@ -169,7 +175,8 @@ class Server:
         known = self._services.setdefault(service, {})
         for name, handler in handlers.items():
             method = methods[f"{service}.{name}"]
-            known[name] = _Registered(method, handler, self._reads and method.unauthenticated_read)
+            found = _Registered(method, handler, self._reads and method.unauthenticated_read)
+            known[name] = self._by_line[method.name.encode()] = found
 
     def method_names(self, public_only: bool = False) -> list[str]:
         """Full names of the methods served, sorted."""
@@ -190,7 +197,9 @@ class Server:
 
         ``tls_peer`` is who TLS said it is, for a connection that is inside TLS already.
         """
-        conn.stall_timeout = self._stall_timeout
+        if self._patience is None:
+            self._patience = Patience(self._stall_timeout)
+        conn.patience = self._patience
         try:
             if await self._open(conn, tls_peer):
                 await self._calls(conn)
@@ -284,7 +293,7 @@ class Server:
                     return False
                 peer = found
         powers = not framing.wants_no_powers(head.query)
-        conn.peer = _with(peer, allow_method_powers=powers)
+        conn.set_peer(msgspec.structs.replace(peer, allow_method_powers=powers))
         conn.json = endpoint.json
         return True
 
@@ -351,18 +360,25 @@ class Server:
         self._handshakes.pop(conn, None)
         self._idle.add(conn)
         self.observer.connection(True)
+        served = 0
         try:
             while not self._closing:
-                if conn.has_data() or await conn.more():
-                    self._idle.discard(conn)
-                    self._busy[conn] = task
-                    if not await self._one(conn):
+                if not conn.has_data():
+                    served = 0
+                    if not await conn.more():
                         return
-                    await conn.flush()
-                    del self._busy[conn]
-                    self._idle.add(conn)
-                else:
+                elif served >= _TURN:  # it sends faster than it is answered: others have their turn
+                    served = 0
+                    await asyncio.sleep(0)
+                served += 1
+                self._idle.discard(conn)
+                self._busy[conn] = task
+                if not await self._one(conn):
                     return
+                if not conn.flushed():
+                    await conn.flush()
+                del self._busy[conn]
+                self._idle.add(conn)
         finally:
             self._idle.discard(conn)
             self._busy.pop(conn, None)
@@ -372,28 +388,25 @@ class Server:
     async def _one(self, conn: Connection) -> bool:
         """Answer one method line; whether the connection goes on."""
         try:
-            line = await conn.read_line(framing.MAX_METHOD_LINE)
+            line = conn.take_line(framing.MAX_METHOD_LINE)
+            if line is None:
+                if not conn.has_data():
+                    return True  # what was here was the end of the last call
+                line = await conn.read_line(framing.MAX_METHOD_LINE)
         except LineTooLongError as error:
             conn.write(framing.error_line(str(error)))
             await conn.flush()
             return False
-        try:
-            names = framing.split_method(line)
-        except framing.MethodLineError as error:
-            conn.write(framing.error_line(str(error)))
-            return True
-        if names is None:
-            conn.write(_LF)
-            return True
-        service, name = names
-        methods = self._services.get(service)
-        if methods is None:
-            conn.write(framing.error_line(f"unknown service: {service}"))
-            return True
-        found = methods.get(name)
+        found = self._by_line.get(line)
         if found is None:
-            conn.write(framing.error_line(f"{service}: unknown method: {name}"))
-            return True
+            try:
+                found = self._find(line)
+            except framing.MethodLineError as error:
+                conn.write(framing.error_line(str(error)))
+                return True
+            if found is None:
+                conn.write(_LF)
+                return True
         method = found.method
         decision = decide(
             conn.peer,
@@ -407,16 +420,29 @@ class Server:
             self.observer.denied(method.name)
             conn.write(framing.error_line(framing.ACCESS_DENIED))
             return True
-        peer = conn.peer
-        if decision.have_method_access:
-            peer = _with(peer, have_method_access=True)
+        peer = conn.peer_with_access if decision.have_method_access else conn.peer
         return await self._call(found, Call(conn, method, peer))
+
+    def _find(self, line: bytes) -> _Registered | None:
+        """The method a line names, None for a ping. Raises MethodLineError."""
+        names = framing.split_method(line)
+        if names is None:
+            return None
+        service, name = names
+        methods = self._services.get(service)
+        if methods is None:
+            raise framing.MethodLineError(what=f"unknown service: {service}")
+        found = methods.get(name)
+        if found is None:
+            raise framing.MethodLineError(what=f"{service}: unknown method: {name}")
+        return found
 
     async def _call(self, found: _Registered, call: Call) -> bool:
         conn, name = call.conn, call.method.name
         conn.begin_call()
         conn.write(_LF)
-        await conn.flush()
+        if not conn.flushed():
+            await conn.flush()
         self.observer.started(name)
         start = time.perf_counter()
         outcome = "failed"
@@ -434,7 +460,9 @@ async def _request_reply(found: _Registered, call: Call) -> str:
     conn = call.conn
     assert call.method.request is not None
     try:
-        request = await conn.decode(call.method.request)
+        request = NEED_MORE if conn.json else conn.decode_here(call.method.request)
+        if request is NEED_MORE:
+            request = await conn.decode(call.method.request)
     except RemoteProtocolError as error:
         conn.write(framing.error_line(str(error)))
         await conn.flush()
@@ -472,10 +500,6 @@ async def _raw(found: _Registered, call: Call) -> str:
         _log.exception("%s: %s failed", call.peer, call.method.name)
         return "failed"
     return "ok"
-
-
-def _with(peer: Peer, **changes: bool) -> Peer:
-    return msgspec.structs.replace(peer, **changes)
 
 
 def _verified_chain(tls: Any) -> list[bytes]:

@@ -9,9 +9,9 @@ middle (``tls``), and a connection may be handed over to another protocol (``tra
     transport ◄── [encrypt] ◄── pending writes ◄── write;  flush waits while the peer is slow
 
 Bounds: the buffer stops reading above `READ_HIGH` bytes; a writer waits above `WRITE_HIGH`; with
-`stall_timeout` set, a peer that stops in the middle of a line or block, or takes nothing of what
-is sent, is given up (the start of something may be waited for without end). Lost hosts are found
-by TCP keep-alive. All waits are events; nothing polls.
+`patience` set, a peer that stops in the middle of a line or block, or takes nothing of what is
+sent, is given up (the start of something may be waited for without end), and so is one that sends
+a line byte by byte. Lost hosts are found by TCP keep-alive. All waits are events; nothing polls.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from smallstack.srpc.errors import (
     PeerStalledError,
     TlsError,
 )
+from smallstack.srpc.patience import Patience
 from smallstack.srpc.tls import SLICE, TlsSession, tls_reason
 
 T = TypeVar("T")
@@ -54,8 +55,8 @@ class Stream(asyncio.Protocol):
     """The stream. One task reads and one writes at a time."""
 
     def __init__(self) -> None:
-        self.stall_timeout: float | None = None
-        """Seconds without a byte in the middle of a line, a block or a flush; None: no limit."""
+        self.patience: Patience | None = None
+        """How long a line may take, a block or a flush go on without a byte; None: no limit."""
         self.remote_host = ""
         self.remote_port = 0
         self.is_local = False
@@ -105,7 +106,9 @@ class Stream(asyncio.Protocol):
             return
         if len(self._buffer) > READ_HIGH and not self._reading_paused:
             self._pause()
-        self._wake_reader()
+        reader = self._reader
+        if reader is not None and not reader.done():
+            reader.set_result(None)
 
     def eof_received(self) -> bool:
         """The peer will send no more; answers may still go out."""
@@ -150,16 +153,35 @@ class Stream(asyncio.Protocol):
 
         Raises LineTooLongError, ConnectionClosedError, PeerStalledError.
         """
-        searched = 0
-        while (end := self._buffer.find(b"\n", searched, limit + 1)) < 0:
-            searched = len(self._buffer)
-            if searched > limit:
-                raise LineTooLongError(limit=limit)
-            if not await self._more(stall=searched > 0):
+        begun = None
+        while (line := self.take_line(limit)) is None:
+            if begun is not None:
+                self.hurry(begun, 0)
+            elif self._buffer:
+                begun = self._loop.time()
+            if not await self._more(stall=begun is not None):
                 raise self._closed("in the middle of a line" if self._buffer else "")
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
         return line
+
+    def take_line(self, limit: int = MAX_LINE) -> bytes | None:
+        """The next line if it is here; raises LineTooLongError."""
+        buffer = self._buffer
+        end = buffer.find(b"\n", 0, limit + 1)
+        if end < 0:
+            if len(buffer) > limit:
+                raise LineTooLongError(limit=limit)
+            return None
+        line = bytes(buffer[:end])
+        del buffer[: end + 1]
+        return line
+
+    def hurry(self, begun: float, size: int) -> None:
+        """Give the peer up, for all that it sends, if it has come no further than ``size`` bytes.
+
+        ``begun``, by the loop's clock, is when it should have begun. Raises PeerStalledError.
+        """
+        if self.patience is not None and self.patience.is_over(begun, size):
+            raise self._stalled(self.patience)
 
     async def read_exactly(self, count: int) -> bytes:
         """``count`` bytes; raises ConnectionClosedError when they do not all come."""
@@ -169,6 +191,7 @@ class Stream(asyncio.Protocol):
         """As `read_exactly`, in the pieces they came in: joining many megabytes takes long."""
         parts: list[bytes] = []
         missing = count
+        begun = self._loop.time()
         while True:
             if len(self._buffer) >= missing:
                 parts.append(self._take(missing))
@@ -176,6 +199,7 @@ class Stream(asyncio.Protocol):
             if self._buffer:
                 parts.append(self._take(len(self._buffer)))
                 missing -= len(parts[-1])
+                self.hurry(begun, count - missing)
             elif not await self._more(stall=True):
                 raise self._closed(f"{missing} of {count} bytes are missing")
 
@@ -198,7 +222,7 @@ class Stream(asyncio.Protocol):
     async def more(self, stall: bool = False) -> bool:
         """Wait until more unread bytes are here than now; False at the end of the stream.
 
-        With ``stall``, no longer than `stall_timeout`: raises PeerStalledError.
+        With ``stall``, no longer than `patience` lasts: raises PeerStalledError.
         """
         return await self._more(stall)
 
@@ -232,11 +256,17 @@ class Stream(asyncio.Protocol):
         while self._writing_paused:
             before = self._unsent()
             self._writer = self._loop.create_future()
-            if not await self._wait(self._writer, True) and self._unsent() >= before:
-                self.abort()
-                raise PeerStalledError(peer=self.peer_name, seconds=self.stall_timeout)
+            if self.patience is None:
+                await self._writer
+            elif not await self.patience.wait(self._writer) and self._unsent() >= before:
+                raise self._stalled(self.patience)
         if self._dropped:
             raise self._closed("")
+
+    def flushed(self) -> bool:
+        """Send what is queued if the peer takes it at once; otherwise `flush` is to be awaited."""
+        self.push()
+        return not (self._writing_paused or self._dropped or self._since_turn > _TURN)
 
     # The end.
 
@@ -446,26 +476,18 @@ class Stream(asyncio.Protocol):
         if self._eof:
             return False
         before = self._received
-        self._resume()
+        if self._reading_paused:
+            self._resume()
         self._reader = self._loop.create_future()
-        if not await self._wait(self._reader, stall):
-            self.abort()
-            raise PeerStalledError(peer=self.peer_name, seconds=self.stall_timeout)
+        if self.patience is None or not stall:
+            await self._reader
+        elif not await self.patience.wait(self._reader):
+            raise self._stalled(self.patience)
         return self._received != before
 
-    async def _wait(self, future: asyncio.Future[None], stall: bool) -> bool:
-        """Whether the future was done within the stall timeout."""
-        if self.stall_timeout is None or not stall:
-            await future
-            return True
-        timer = self._loop.call_later(self.stall_timeout, _expire, future)
-        try:
-            await future
-        except TimeoutError:
-            return False
-        finally:
-            timer.cancel()
-        return True
+    def _stalled(self, patience: Patience) -> PeerStalledError:
+        self.abort()
+        return PeerStalledError(peer=self.peer_name, seconds=patience.seconds)
 
     def _pause(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -505,8 +527,3 @@ class Stream(asyncio.Protocol):
         if self._sink is not None and self._buffer:
             data = self._take(len(self._buffer))
             self._sink.data_received(data)
-
-
-def _expire(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_exception(TimeoutError())

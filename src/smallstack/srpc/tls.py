@@ -8,7 +8,9 @@ import ssl
 from typing import Final
 
 SLICE: Final = 64 * 1024
-"""Bytes encrypted or decrypted at a time."""
+"""Bytes encrypted at a time."""
+RECORD: Final = 16 * 1024
+"""Bytes in a record of TLS, and so of what is decrypted at a time (RFC 8446, section 5.1)."""
 
 
 class TlsSession:
@@ -42,9 +44,13 @@ class TlsSession:
 
         Raises ssl.SSLError, OSError.
         """
+        tls = self.ssl
         try:
-            while data := self.ssl.read(SLICE):
+            while data := tls.read(RECORD):
                 into += data
+                # Asking once more than needed ends in an exception, which costs more than a call.
+                if not self._incoming.pending and not tls.pending():
+                    return False
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLZeroReturnError:

@@ -76,6 +76,19 @@ class Index:
         self._cut(len(HEADER) + self._records * RECORD.size)
         return known
 
+    def read(self) -> dict[bytes, Known]:
+        """What the file says now, without opening it for good; nothing when there is none.
+
+        Raises StoreError.
+        """
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise self._error(error, 0) from error
+        return self._parse(data) if data.startswith(HEADER) else {}
+
     def _open(self) -> bytes:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(self.path, flags, 0o644)

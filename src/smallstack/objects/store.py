@@ -147,27 +147,14 @@ class ObjectStore:
     def verify(self, hash_: bytes) -> Stored:
         """Read an object again and check it; raises ObjectNotStoredError or ObjectCorruptError."""
         with self.open(hash_) as file:
-            digest, keyed, size = hashlib.sha512(), blake3(), 0
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                keyed.update(chunk)
-                size += len(chunk)
-        if digest.digest() != hash_:
-            raise ObjectCorruptError(
-                hash=hash_.hex(), server=self.directory, found=digest.hexdigest()
-            )
-        return Stored(Hash(hash_), size, keyed.digest(), False)
+            digest, keyed, size = read_digests(file)
+        if digest != hash_:
+            raise ObjectCorruptError(hash=hash_.hex(), server=self.directory, found=digest.hex())
+        return Stored(Hash(hash_), size, keyed, False)
 
     def list(self) -> Iterator[tuple[Hash, int]]:
-        """Digest and size in bytes of every object, in the order of the digests' first 16 bits."""
-        for first in _buckets(self._root):
-            for second in _buckets(f"{self._root}/{first}"):
-                with suppress(FileNotFoundError), os.scandir(f"{self._root}/{first}/{second}") as d:
-                    for entry in d:
-                        if len(entry.name) == 124 and _HEX.issuperset(entry.name):
-                            with suppress(FileNotFoundError):
-                                size = entry.stat(follow_symlinks=False).st_size
-                                yield Hash(bytes.fromhex(first + second + entry.name)), size
+        """As `list_objects` of its directory."""
+        return list_objects(self._root)
 
     def sync(self) -> None:
         """Bring everything that was stored to the disk; raises StoreError."""
@@ -178,8 +165,7 @@ class ObjectStore:
     def _name(self, hash_: bytes) -> str:
         if len(hash_) != HASH_SIZE:
             raise ValueError(f"a SHA-512 digest has {HASH_SIZE} bytes, not {len(hash_)}")
-        digits = hash_.hex()
-        return f"{self._root}/{digits[:2]}/{digits[2:4]}/{digits[4:]}"
+        return object_path(self._root, hash_)
 
     def _temporary(self) -> str:
         return f"{self._root}/{INCOMING}/{next(self._numbers)}~"
@@ -221,6 +207,34 @@ class ObjectStore:
                 self._has_bucket[bucket] = 0  # somebody has removed an empty directory
             else:
                 return
+
+
+def object_path(root: str, hash_: bytes) -> str:
+    """Where an object is in the store below ``root``."""
+    digits = hash_.hex()
+    return f"{root}/{digits[:2]}/{digits[2:4]}/{digits[4:]}"
+
+
+def list_objects(root: str) -> Iterator[tuple[Hash, int]]:
+    """Digest and size in bytes of every object, in the order of the digests' first 16 bits."""
+    for first in _buckets(root):
+        for second in _buckets(f"{root}/{first}"):
+            with suppress(FileNotFoundError), os.scandir(f"{root}/{first}/{second}") as d:
+                for entry in d:
+                    if len(entry.name) == 124 and _HEX.issuperset(entry.name):
+                        with suppress(FileNotFoundError):
+                            size = entry.stat(follow_symlinks=False).st_size
+                            yield Hash(bytes.fromhex(first + second + entry.name)), size
+
+
+def read_digests(file: BinaryIO) -> tuple[bytes, bytes, int]:
+    """SHA-512, BLAKE3 and bytes of a file from its position on."""
+    digest, keyed, size = hashlib.sha512(), blake3(), 0
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+        keyed.update(chunk)
+        size += len(chunk)
+    return digest.digest(), keyed.digest(), size
 
 
 class Incoming:

@@ -45,8 +45,8 @@ from smallstack.volumes.partition import Division, divide, write_parts
 WRITER_VERSION: Final = 1
 """Part of every brick's key: raised whenever the same inputs give other bytes."""
 
-_TEMPORARY: Final = ".~"
-_PENDING: Final = ".pending"
+TEMPORARY: Final = ".~"
+PENDING: Final = ".pending"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _log = logging.getLogger("smallstack.volumes")
 
@@ -107,10 +107,11 @@ class BrickStore:
     Opening it removes what a killed agent left half-made. Raises VolumeWriteError.
     """
 
-    def __init__(self, directory: Path, cache: Objects) -> None:
+    def __init__(self, directory: Path, cache: Objects, boot: str | None = None) -> None:
+        """``boot`` names the host's boot, when it is not this one: see `boot_id`."""
         self.directory = directory
         self.cache = cache
-        self._boot_id = _boot_id()
+        self._boot_id = boot_id() if boot is None else boot
         self._building: dict[str, asyncio.Task[Brick]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._unsynced: set[str] = set()
@@ -124,10 +125,10 @@ class BrickStore:
     def _clean(self) -> None:
         """Remove temporary files, and bricks that a crash of the host may have torn."""
         for path in list(self.directory.iterdir()):
-            if _TEMPORARY in path.name:
+            if TEMPORARY in path.name:
                 path.unlink()
-            elif path.name.endswith(_PENDING):
-                brick = path.with_name(path.name.removesuffix(_PENDING))
+            elif path.name.endswith(PENDING):
+                brick = path.with_name(path.name.removesuffix(PENDING))
                 if path.read_text() == self._boot_id and brick.exists():
                     self._unsynced.add(brick.name)
                     continue
@@ -155,7 +156,7 @@ class BrickStore:
 
     async def remove(self, brick: Brick) -> None:
         """Delete a brick; only when no layer lies over it. Nobody finds it from the call on."""
-        going = brick.path.with_name(f"{brick.key}{_TEMPORARY}{os.getpid()}.going")
+        going = brick.path.with_name(f"{brick.key}{TEMPORARY}{os.getpid()}.going")
         with suppress(FileNotFoundError):
             brick.path.replace(going)
         self._marker(brick.key).unlink(missing_ok=True)
@@ -231,12 +232,12 @@ class BrickStore:
         task.add_done_callback(self._background.discard)
 
     def _marker(self, key: str) -> Path:
-        return self.directory / (key + _PENDING)
+        return self.directory / (key + PENDING)
 
     def _write(self, wanted: _Wanted, timeline: Timeline) -> Brick:
         """Write a brick under a temporary name, then give it its own. Runs in a thread."""
         path = self.directory / wanted.key
-        temporary = path.with_name(f"{wanted.key}{_TEMPORARY}{os.getpid()}")
+        temporary = path.with_name(f"{wanted.key}{TEMPORARY}{os.getpid()}")
         try:
             self.layouts[wanted.key] = write_disk(
                 temporary,
@@ -351,7 +352,8 @@ def random_looking_uuid(seed: bytes) -> bytes:
     return bytes(uuid)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """What the kernel calls this boot: another one after every restart of the host."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:  # pragma: no cover - every Linux has it

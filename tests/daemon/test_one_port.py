@@ -47,7 +47,9 @@ async def test_rpc_and_pages_share_a_port(start: Start, site: Site) -> None:
         answer = await daemon.exchange(_get("/healthz"), ssl=site.user.context)
         assert answer.endswith(b"OK\n")
         methods = await daemon.exchange(_get("/_goSRPC_/listMethods"))
-        assert methods.endswith(b"\r\n\r\nHypervisor.GetCapacity\nHypervisor.PowerOff\n")
+        assert methods.endswith(
+            b"\r\n\r\n.LocalUpgradeToUnix\nHypervisor.GetCapacity\nHypervisor.PowerOff\n"
+        )
         methods = await daemon.exchange(_get("/_goSRPC_/listPublicMethods"))
         assert methods.endswith(b"\r\n\r\nHypervisor.GetCapacity\n")
         name = await daemon.exchange(_get("/_goSRPC_/getHostname"))

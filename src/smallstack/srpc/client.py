@@ -27,6 +27,7 @@ from smallstack.srpc.errors import (
     ConnectError,
     ConnectionClosedError,
     NoEndpointError,
+    RemoteProtocolError,
     TlsError,
 )
 from smallstack.srpc.stream import set_socket_options
@@ -106,6 +107,25 @@ class Client:
         async with self.raw(""):
             pass
 
+    async def move(self) -> None:
+        """Go on over the server's Unix socket if it offers one; raises what calls do."""
+        from smallstack.srpc import local_client  # few tools need it
+
+        async with self._lock:
+            before = self.conn
+            try:
+                moved = await local_client.move(before)
+            except ConnectionClosedError as error:
+                before.abort()
+                self._explain(error)
+                raise
+            except BaseException:
+                before.abort()
+                raise
+            if moved is not None:
+                self.conn = moved
+                before.close()
+
     async def close(self) -> None:
         """Close the connection and wait until it is.
 
@@ -148,12 +168,14 @@ async def dial(
     plain_fallback: bool = False,
     use_method_powers: bool = True,
     endpoints: Sequence[framing.Endpoint] | None = None,
+    move_local: bool = False,
 ) -> Client:
     """Connect to ``host:port``, as who ``credentials`` say, or in plain text when they are None.
 
     ``plain_fallback`` also tries the plain endpoints when a server has no TLS; ``endpoints``
     replaces the choice altogether. ``use_method_powers=False`` asks to be treated as a user
-    without them. Raises ConnectError or one of its kinds.
+    without them. ``move_local`` goes over to a Unix socket, in clear text, when the server is on
+    this machine: for many megabytes or many calls. Raises ConnectError or one of its kinds.
     """
     host, port = split_address(address)
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -164,7 +186,13 @@ async def dial(
     attempt = _Attempt(shown, host, port, credentials, use_method_powers)
     try:
         async with asyncio.timeout(timeout):
-            return await attempt.any_of(endpoints)
+            client = await attempt.any_of(endpoints)
+            if move_local and client.conn.is_local:
+                attempt.phase = "the move to a Unix socket"
+                await client.move()
+            return client
+    except (ConnectionClosedError, RemoteProtocolError) as error:
+        raise ConnectError(address=shown, detail=f"{error} in {attempt.phase}") from error
     except TimeoutError:
         detail = f"no answer to {attempt.phase} in {timeout:.0f} s"
         raise ConnectError(address=shown, detail=detail) from None

@@ -57,6 +57,8 @@ class Connection(Stream):
         self.peer_with_access: Peer = _NOBODY
         """The same one, as a call sees it that was granted by method powers."""
         self.json = False
+        self.moved: Connection | None = None
+        """What goes on in its place; see `smallstack.srpc.local`."""
         self.limits: Limits = DEFAULT
         self._late_newline = False  # of the last JSON value: it may still be on its way
         self._encoder: Encoder | None = None
@@ -66,6 +68,12 @@ class Connection(Stream):
         """Who is at the other end."""
         self.peer = peer
         self.peer_with_access = msgspec.structs.replace(peer, have_method_access=True)
+
+    def continues(self, other: "Connection") -> None:
+        """Take over from another connection: who is at the other end, what it speaks."""
+        self.peer, self.peer_with_access = other.peer, other.peer_with_access
+        self.remote_host, self.remote_port = other.remote_host, other.remote_port
+        self.json, self.limits, self.patience = other.json, other.limits, other.patience
 
     def begin_call(self) -> None:
         """New codecs from here on."""

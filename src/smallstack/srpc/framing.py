@@ -29,6 +29,9 @@ CONNECTED: Final = b"HTTP/1.0 200 Connected to Go SRPC\n\n"
 CONNECTED_STATUS: Final = "200 Connected to Go SRPC"
 NO_POWERS: Final = "doNotUseMethodPowers=true"
 
+UPGRADE: Final = b".LocalUpgradeToUnix"
+"""The one method without a service: both ends on one machine move to a Unix socket."""
+
 ACCESS_DENIED: Final = "access to method denied"
 
 

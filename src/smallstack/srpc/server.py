@@ -37,6 +37,7 @@ from smallstack.srpc.errors import (
     RemoteProtocolError,
     TlsError,
 )
+from smallstack.srpc.local import LocalDoor
 from smallstack.srpc.patience import Patience
 from smallstack.srpc.stream import STALL_TIMEOUT
 from smallstack.telemetry.errors import SmallStackError
@@ -158,6 +159,7 @@ class Server:
         self._idle: set[Connection] = set()
         self._busy: dict[Connection, asyncio.Task[Any]] = {}
         self._handshakes: dict[Connection, None] = {}
+        self._door = LocalDoor(handshake_timeout)
         self._closing = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -180,12 +182,13 @@ class Server:
 
     def method_names(self, public_only: bool = False) -> list[str]:
         """Full names of the methods served, sorted."""
-        return sorted(
+        names = [
             found.method.name
             for service in self._services.values()
             for found in service.values()
             if found.method.public or not public_only
-        )
+        ]
+        return sorted(names if public_only else [framing.UPGRADE.decode(), *names])
 
     @property
     def connections(self) -> int:
@@ -248,6 +251,7 @@ class Server:
     async def close(self, grace: float = 5.0) -> None:
         """Take no more calls; those running have ``grace`` seconds to end."""
         self._closing = True
+        self._door.close()
         for conn in [*self._idle, *self._handshakes]:
             conn.close()
         tasks = list(self._busy.values())
@@ -361,6 +365,7 @@ class Server:
         self._idle.add(conn)
         self.observer.connection(True)
         served = 0
+        first = conn
         try:
             while not self._closing:
                 if not conn.has_data():
@@ -378,8 +383,13 @@ class Server:
                 if not conn.flushed():
                     await conn.flush()
                 del self._busy[conn]
+                if conn.moved is not None:
+                    conn.close()
+                    conn = conn.moved
                 self._idle.add(conn)
         finally:
+            if conn is not first:
+                conn.close()
             self._idle.discard(conn)
             self._busy.pop(conn, None)
             self._check_empty()
@@ -406,6 +416,8 @@ class Server:
                 return True
             if found is None:
                 conn.write(_LF)
+                if line.strip() == framing.UPGRADE:
+                    return await self._upgrade(conn)
                 return True
         method = found.method
         decision = decide(
@@ -424,9 +436,9 @@ class Server:
         return await self._call(found, Call(conn, method, peer))
 
     def _find(self, line: bytes) -> _Registered | None:
-        """The method a line names, None for a ping. Raises MethodLineError."""
+        """The method a line names, None for a ping or an upgrade. Raises MethodLineError."""
         names = framing.split_method(line)
-        if names is None:
+        if names is None or line.strip() == framing.UPGRADE:
             return None
         service, name = names
         methods = self._services.get(service)
@@ -436,6 +448,17 @@ class Server:
         if found is None:
             raise framing.MethodLineError(what=f"{service}: unknown method: {name}")
         return found
+
+    async def _upgrade(self, conn: Connection) -> bool:
+        """Move a local connection to a Unix socket, for whoever is at its other end."""
+        conn.begin_call()
+        await conn.flush()
+        try:
+            conn.moved = await self._door.upgrade(conn)
+        except RemoteProtocolError as error:
+            _log.info("%s: %s: %s", conn.peer, framing.UPGRADE.decode(), error)
+            return False
+        return True
 
     async def _call(self, found: _Registered, call: Call) -> bool:
         conn, name = call.conn, call.method.name

@@ -152,7 +152,9 @@ class Cut:
         self.cuts = 0
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up, down = await asyncio.open_connection("127.0.0.1", IMAGE_PORT)
+        # From another address: a local connection would move to a Unix socket, past us.
+        where = ("127.0.0.2", 0)
+        up, down = await asyncio.open_connection("127.0.0.1", IMAGE_PORT, local_addr=where)
         tasks = [
             asyncio.create_task(self._pass_on(reader, down, 1 << 40)),
             asyncio.create_task(self._pass_on(up, writer, self.limit)),

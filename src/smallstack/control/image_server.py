@@ -19,9 +19,9 @@ class ImageServer:
     credentials: ClientCredentials | None
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Client]:
-        """A connection for the time of the block."""
-        async with await dial(self.address, self.credentials) as client:
+    async def connect(self, *, move_local: bool = False) -> AsyncIterator[Client]:
+        """A connection for the time of the block; ``move_local``, see `dial`, for many bytes."""
+        async with await dial(self.address, self.credentials, move_local=move_local) as client:
             yield client
 
 

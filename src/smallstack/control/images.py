@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -92,7 +93,7 @@ async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> A
         expires = Time.now().nanoseconds_since_epoch + new.expires_in_ns
         image.expires_at = Time.from_nanoseconds(expires)
     report = Report()
-    async with server.connect() as client, server.connect() as adding:
+    async with server.connect() as client, server.connect(move_local=True) as adding:
         images = ImageServerClient(client)
         if await images.check_image(new.name):
             raise ImageError(name=new.name, detail="it exists; images never change, name a new one")
@@ -157,7 +158,7 @@ async def get_image(
     tree = image.file_system
     assert tree is not None
     progress.total_files, progress.total_bytes = summary.objects, summary.object_bytes
-    source = PeerSource(server.address, server.connect)
+    source = PeerSource(server.address, partial(server.connect, move_local=True))
     with await asyncio.to_thread(Unpacking, tree, directory) as unpacking:
         order = list(tree.objects().items())
         for start in range(0, len(order), REQUEST):

@@ -177,7 +177,7 @@ class Images:
         return answer
 
     async def _dial(self) -> ImageServerClient:
-        return await ImageServerClient.connect(self.address, self._credentials)
+        return await ImageServerClient.connect(self.address, self._credentials, move_local=True)
 
     async def _fetch(self, name: str, timeout_ns: int) -> KnownImage:
         """Fetch a tree, on a connection of its own: it may be large, or long in coming.

@@ -79,7 +79,7 @@ class PeerSource:
 
         @asynccontextmanager
         async def connect() -> AsyncIterator[Client]:
-            async with await dial(address, credentials) as client:
+            async with await dial(address, credentials, move_local=True) as client:
                 yield client
 
         return cls(address, connect, compression)

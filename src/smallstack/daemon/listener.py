@@ -103,7 +103,7 @@ class Listener:
                 await self._page(conn, peer)
         except (TlsError, CertificateFormatError) as error:
             self.server.observer.rejected("tls")
-            _log.info("%s: %s", conn.peer_name, error)
+            self.server.audit.refused("", conn.peer_name, str(error))
             conn.close()
         except (TimeoutError, ConnectionClosedError, PeerStalledError) as error:
             self.server.observer.rejected(
@@ -134,8 +134,7 @@ class Listener:
                     if not await conn.more():
                         raise ConnectionClosedError(peer=conn.peer_name, detail="before a request")
         except framing.FramingError as error:
-            _log.info("%s: %s", conn.peer_name, error)
-            return await self._refuse(conn, 400)
+            return await self._refuse(conn, 400, str(error))
         if self._pages is None:
             return await self._refuse(conn, 404)
         if self._page_connections >= self._max_pages:
@@ -149,7 +148,8 @@ class Listener:
         finally:
             self._page_connections -= 1
 
-    async def _refuse(self, conn: Connection, code: int) -> None:
+    async def _refuse(self, conn: Connection, code: int, why: str = "") -> None:
+        self.server.audit.refused("", conn.peer_name, why or framing.reason(code))
         self.server.observer.rejected(str(code))
         conn.write(framing.refusal(code))
         await conn.flush()

@@ -7,7 +7,6 @@ is for Prometheus; a daemon adds its own pages with `Pages.add`.
 
 import asyncio
 import html
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
@@ -15,6 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from smallstack.identity.peer import Peer
+from smallstack.srpc.audit import Audit
 from smallstack.srpc.server import Server
 from smallstack.telemetry.errors import SmallStackError
 from smallstack.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -23,7 +23,6 @@ KEEP_ALIVE: Final = 15.0
 """Seconds a connection may be idle between two requests."""
 _NOBODY: Final = Peer()
 
-_log = logging.getLogger("smallstack.daemon")
 PageHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HealthCheck = Callable[[], str]
 """Returns "" when all is well, else one line saying what is not."""
@@ -45,6 +44,7 @@ class Pages:
         self._open_pages = open_pages
         self._healthy = healthy
         self._server = server
+        self._audit = server.audit if server is not None else Audit()
         self._app = web.Application(middlewares=[self._guard])
         self._runner: web.AppRunner | None = None
         self._open_paths: set[str] = set()
@@ -90,7 +90,7 @@ class Pages:
             peer = request.transport.get_extra_info("peer", _NOBODY)
         allowed = peer.is_loopback or bool(peer.encrypted and peer.username)
         if not (allowed or self._open_pages or request.path in self._open_paths):
-            _log.info("page %s refused to %s", request.path, peer)
+            self._audit.refused(peer.username, request.remote or "", f"page {request.path}")
             raise web.HTTPForbidden(
                 text="This page needs a client certificate (HTTPS), a connection from this "
                 "machine, or a daemon started with --open-pages.\n"

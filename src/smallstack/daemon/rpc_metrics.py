@@ -37,6 +37,9 @@ class RpcMetrics:
         self._denied = metrics.counter(
             "rpc_calls_denied", "Calls refused for want of rights.", ["method"]
         )
+        self._delayed = metrics.counter(
+            "rpc_calls_delayed", "Calls that had to wait because their user calls too often."
+        )
         self._running: dict[str, int] = {}
         self._ended: dict[tuple[str, str], _Calls] = {}
         metrics.registry.register(self)
@@ -56,6 +59,10 @@ class RpcMetrics:
     def denied(self, method: str) -> None:
         """A call was refused."""
         self._denied.labels(method).inc()
+
+    def delayed(self) -> None:
+        """A call has to wait."""
+        self._delayed.inc()
 
     def started(self, method: str) -> None:
         """A handler began."""

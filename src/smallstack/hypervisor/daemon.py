@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
+from smallstack.daemon.limits import CALLS_PER_SECOND
 from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
 from smallstack.daemon.rpc_metrics import RpcMetrics
@@ -136,6 +137,7 @@ SETTINGS: list[Setting[object]] = [
         INSECURE,
         OPEN_PAGES,
         UNAUTHENTICATED_READS,
+        CALLS_PER_SECOND,
         LOG_LEVEL,
     )
 ]
@@ -180,6 +182,7 @@ async def serve(
             insecure=values[INSECURE],
             allow_unauthenticated_reads=values[UNAUTHENTICATED_READS],
             observer=RpcMetrics(runtime.metrics),
+            calls_per_second=values[CALLS_PER_SECOND],
         )
         runtime.on_reload(lambda: _reload(server, values))
         pages = Pages(runtime.metrics, open_pages=values[OPEN_PAGES], server=server)

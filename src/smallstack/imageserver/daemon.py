@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from smallstack import settings
+from smallstack.daemon.limits import CALLS_PER_SECOND
 from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
 from smallstack.daemon.rpc_metrics import RpcMetrics
@@ -83,6 +84,7 @@ SETTINGS: Final = (
     ALLOW_PUBLIC_ADD_OBJECTS,
     ALLOW_PUBLIC_CHECK_OBJECTS,
     ALLOW_PUBLIC_GET_OBJECTS,
+    CALLS_PER_SECOND,
 )
 _PUBLIC: Final = (
     (ALLOW_PUBLIC_ADD_OBJECTS, "ObjectServer.AddObjects"),
@@ -171,6 +173,7 @@ async def serve(runtime: Runtime, values: Values) -> None:
             insecure=values[INSECURE],
             allow_unauthenticated_reads=values[ALLOW_UNAUTHENTICATED_READS],
             observer=RpcMetrics(runtime.metrics),
+            calls_per_second=values[CALLS_PER_SECOND],
         )
         server.register(rpc, frozenset(name for setting, name in _PUBLIC if values[setting]))
         server.observe(runtime.metrics)

@@ -129,6 +129,11 @@ def refusal(code: int) -> bytes:
     ).encode()
 
 
+def reason(code: int) -> str:
+    """Code and words, as a refusal has them."""
+    return f"{code} {_REASONS[code]}"
+
+
 def find_endpoint(path: str) -> Endpoint | None:
     """The endpoint a path leads to. What ends in a slash takes all below it, as in Go's mux."""
     for endpoint in (*SECURE, *PLAIN):

@@ -27,6 +27,7 @@ from smallstack.identity.errors import CertificateFormatError
 from smallstack.identity.peer import Peer
 from smallstack.proto.methods import METHODS, Method, Shape
 from smallstack.srpc import framing
+from smallstack.srpc.audit import Audit
 from smallstack.srpc.coder import NEED_MORE
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import (
@@ -39,12 +40,16 @@ from smallstack.srpc.errors import (
 )
 from smallstack.srpc.local import LocalDoor
 from smallstack.srpc.patience import Patience
+from smallstack.srpc.rates import Rates
 from smallstack.srpc.stream import STALL_TIMEOUT
 from smallstack.telemetry.errors import SmallStackError
 
 HANDSHAKE_TIMEOUT: Final = 15.0
 """Seconds for a whole CONNECT head; TLS has a minute of its own."""
 MAX_CONNECTIONS: Final = 20_000
+MAX_USER_CONNECTIONS: Final = 15_000
+"""Of one user, by name or, without one, by address: others find room as well."""
+CALLS_PER_SECOND: Final = 1_000
 MAX_HANDSHAKES: Final = 1_000
 """Unfinished handshakes; a further one pushes the oldest out."""
 
@@ -53,8 +58,8 @@ LARGE_REPLIES: Final = frozenset({"ImageServer.GetImage", "Hypervisor.ScanVmRoot
 
 _log = logging.getLogger("smallstack.srpc")
 _LF: Final = b"\n"
-_TURN: Final = 64
-"""Calls or pings sent ahead that are answered in a row: a millisecond or two."""
+_TURN: Final = 8
+"""Calls or pings sent ahead that are answered in a row: a millisecond or less."""
 Req = TypeVar("Req")
 
 
@@ -90,6 +95,9 @@ class Observer(Protocol):
     def denied(self, method: str) -> None:
         """A call was refused for want of rights."""
 
+    def delayed(self) -> None:
+        """A call has to wait: its user calls too often."""
+
     def started(self, method: str) -> None:
         """A call was let through to its handler."""
 
@@ -107,6 +115,9 @@ class NoObserver:
         """Nothing."""
 
     def denied(self, method: str) -> None:
+        """Nothing."""
+
+    def delayed(self) -> None:
         """Nothing."""
 
     def started(self, method: str) -> None:
@@ -134,12 +145,15 @@ class Server:
         allow_unauthenticated_reads: bool = False,
         observer: Observer | None = None,
         max_connections: int = MAX_CONNECTIONS,
+        max_user_connections: int = MAX_USER_CONNECTIONS,
         max_handshakes: int = MAX_HANDSHAKES,
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
         stall_timeout: float = STALL_TIMEOUT,
+        calls_per_second: float = CALLS_PER_SECOND,
     ) -> None:
         """``insecure`` serves the plain endpoints with every right for everybody.
 
+        ``calls_per_second`` is for each user, see `smallstack.srpc.rates`.
         Raises InsecureServerError when there are neither credentials nor that wish.
         """
         if credentials is None and not insecure:
@@ -148,6 +162,10 @@ class Server:
         self.insecure = insecure
         self.policy = policy or Policy()
         self.observer: Observer = observer or NoObserver()
+        self.audit = Audit()
+        self._rates = Rates(calls_per_second)
+        self._max_user_connections = max_user_connections
+        self._user_connections: dict[str, int] = {}
         self._reads = allow_unauthenticated_reads
         self._max_connections = max_connections
         self._max_handshakes = max_handshakes
@@ -211,10 +229,13 @@ class Server:
         except (ConnectionClosedError, PeerStalledError) as error:
             _log.debug("%s", error)
         except RemoteProtocolError as error:
-            _log.info("%s: %s", conn.peer_name, error)
+            self._refused(conn, str(error))
         finally:
             self.forget(conn)
             conn.close()
+
+    def _refused(self, conn: Connection, what: str) -> None:
+        self.audit.refused(conn.peer.username, conn.peer_name, what)
 
     def admit(self, conn: Connection) -> bool:
         """Count a new connection in; False, and it is turned away, when there are too many.
@@ -223,6 +244,7 @@ class Server:
         theirs cannot keep others out.
         """
         if self._closing or self.connections >= self._max_connections:
+            self._refused(conn, "too many connections")
             self.observer.rejected("too many")
             conn.abort()
             return False
@@ -271,8 +293,7 @@ class Server:
         try:
             head = await self._head(conn)
         except framing.FramingError as error:
-            _log.info("%s: %s", conn.peer_name, error)
-            return await self._refuse(conn, 400)
+            return await self._refuse(conn, 400, str(error))
         if head is None:
             return await self._refuse(conn, 408)
         endpoint = framing.find_endpoint(head.path)
@@ -319,7 +340,7 @@ class Server:
             await conn.start_tls(self.credentials.context, server_side=True)
             return self.identify(conn)
         except (TlsError, CertificateFormatError) as error:
-            _log.info("%s: %s", conn.peer_name, error)
+            self._refused(conn, str(error))
             self.observer.rejected("tls")
             return None
 
@@ -343,7 +364,8 @@ class Server:
             remote_port=conn.remote_port,
         )
 
-    async def _refuse(self, conn: Connection, code: int) -> bool:
+    async def _refuse(self, conn: Connection, code: int, why: str = "") -> bool:
+        self._refused(conn, why or framing.reason(code))
         self.observer.rejected(str(code))
         conn.write(framing.refusal(code))
         await conn.flush()
@@ -362,6 +384,13 @@ class Server:
         task = asyncio.current_task()
         assert task is not None
         self._handshakes.pop(conn, None)
+        user = conn.peer.username or conn.remote_host
+        count = self._user_connections.get(user, 0)
+        if count >= self._max_user_connections:
+            self._refused(conn, f"more than {count} connections of one user")
+            self.observer.rejected("too many of one user")
+            return
+        self._user_connections[user] = count + 1
         self._idle.add(conn)
         self.observer.connection(True)
         served = 0
@@ -376,6 +405,10 @@ class Server:
                     served = 0
                     await asyncio.sleep(0)
                 served += 1
+                if (delay := self._rates.delay(user, conn.time())) > 0.0:
+                    served = 0
+                    self.observer.delayed()
+                    await asyncio.sleep(delay)
                 self._idle.discard(conn)
                 self._busy[conn] = task
                 if not await self._one(conn):
@@ -392,6 +425,10 @@ class Server:
                 conn.close()
             self._idle.discard(conn)
             self._busy.pop(conn, None)
+            if (count := self._user_connections[user] - 1) > 0:
+                self._user_connections[user] = count
+            else:
+                del self._user_connections[user]
             self._check_empty()
             self.observer.connection(False)
 
@@ -428,7 +465,7 @@ class Server:
             policy=self.policy,
         )
         if not decision.allowed:
-            _log.info("%s: %s: %s", conn.peer, method.name, framing.ACCESS_DENIED)
+            self._refused(conn, f"{method.name}: {framing.ACCESS_DENIED}")
             self.observer.denied(method.name)
             conn.write(framing.error_line(framing.ACCESS_DENIED))
             return True
@@ -471,43 +508,42 @@ class Server:
         outcome = "failed"
         try:
             if call.method.shape is Shape.REQUEST_REPLY:
-                outcome = await _request_reply(found, call)
+                outcome = await self._request_reply(found, call)
             else:
                 outcome = await _raw(found, call)
         finally:
             self.observer.finished(name, time.perf_counter() - start, outcome)
         return outcome != "failed"
 
-
-async def _request_reply(found: _Registered, call: Call) -> str:
-    conn = call.conn
-    assert call.method.request is not None
-    try:
-        request = NEED_MORE if conn.json else conn.decode_here(call.method.request)
-        if request is NEED_MORE:
-            request = await conn.decode(call.method.request)
-    except RemoteProtocolError as error:
-        conn.write(framing.error_line(str(error)))
-        await conn.flush()
-        _log.info("%s: %s: %s", call.peer, call.method.name, error)
-        return "failed"  # nobody knows where the next call would start
-    try:
-        reply = await found.handler(call, request)
-    except (ConnectionClosedError, PeerStalledError):
-        raise
-    except SmallStackError as error:
-        conn.write(framing.error_line(str(error)))
-        return "error"
-    except Exception:
-        _log.exception("%s: %s failed", call.peer, call.method.name)
-        conn.write(framing.error_line("internal error: the server's log has more"))
-        return "error"
-    conn.write(_LF)
-    if call.method.name in LARGE_REPLIES:
-        await conn.encode_in_thread(reply)
-    else:
-        conn.encode(reply)
-    return "ok"
+    async def _request_reply(self, found: _Registered, call: Call) -> str:
+        conn = call.conn
+        assert call.method.request is not None
+        try:
+            request = NEED_MORE if conn.json else conn.decode_here(call.method.request)
+            if request is NEED_MORE:
+                request = await conn.decode(call.method.request)
+        except RemoteProtocolError as error:
+            conn.write(framing.error_line(str(error)))
+            await conn.flush()
+            self._refused(conn, f"{call.method.name}: {error}")
+            return "failed"  # nobody knows where the next call would start
+        try:
+            reply = await found.handler(call, request)
+        except (ConnectionClosedError, PeerStalledError):
+            raise
+        except SmallStackError as error:
+            conn.write(framing.error_line(str(error)))
+            return "error"
+        except Exception:
+            _log.exception("%s: %s failed", call.peer, call.method.name)
+            conn.write(framing.error_line("internal error: the server's log has more"))
+            return "error"
+        conn.write(_LF)
+        if call.method.name in LARGE_REPLIES:
+            await conn.encode_in_thread(reply)
+        else:
+            conn.encode(reply)
+        return "ok"
 
 
 async def _raw(found: _Registered, call: Call) -> str:

@@ -144,6 +144,10 @@ class Stream(asyncio.Protocol):
 
     # Reading.
 
+    def time(self) -> float:
+        """Now, by the loop's clock, in seconds."""
+        return self._loop.time()
+
     def has_data(self) -> bool:
         """Whether unread bytes are here."""
         return bool(self._buffer)

@@ -55,6 +55,9 @@ def test_memory_is_at_least_a_mebibyte() -> None:
         ("2001:db8::6971", "[2001:db8::6971]:6976", ("2001:db8::6971", 6976)),
         ("[::1]", "[::1]:6976", ("::1", 6976)),
         ("[::1]:1", "[::1]:1", ("::1", 1)),
+        ("host*rack-7", "host*rack-7:6976", ("host", 6976)),
+        ("host*rack-7:1", "host*rack-7:1", ("host", 1)),
+        ("198.51.100.1*a*b:1", "198.51.100.1*a*b:1", ("198.51.100.1", 1)),
     ],
 )
 def test_ports(address: str, whole: str, split: tuple[str, int]) -> None:

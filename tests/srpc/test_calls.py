@@ -3,6 +3,7 @@
 # ruff: noqa: SIM117 - the server outlives each client in the text as in time
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -249,3 +250,59 @@ async def test_no_certificate_inside_tls_is_a_401(serve: Serve, certificates: Ce
         writer.write(framing.connect_request(framing.TLS_GOB))
         assert (await reader.read()).startswith(b"HTTP/1.0 401 Unauthorized\r\n")
         writer.close()
+
+
+async def test_the_certificate_that_this_server_accepts(
+    serve: Serve, certificates: Certificates, tmp_path: Path
+) -> None:
+    """Those of two sites in one directory: the one with more powers is the other site's."""
+    other = pki.make_ca(tmp_path / "other")
+    pki.issue(other, "elsewhere", methods=["*.*"]).write(tmp_path / "ssl", "other")
+    pki.issue(certificates.authority, "alice").write(tmp_path / "ssl", "here")
+    user = ClientCredentials.load(tmp_path / "ssl")
+    assert user.pair.key.stem == "other"
+    async with serve(certificates.server) as running:
+        async with await dial(running.address, user) as client:
+            await _info(client)
+        assert running.trace.calls[0].peer.username == "alice"
+        (tmp_path / "ssl" / "here.key").unlink()
+        pki.issue(other, "molly").write(tmp_path / "ssl", "third")
+        with pytest.raises(BadCertificateError):
+            await dial(running.address, ClientCredentials.load(tmp_path / "ssl"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked"),
+    [
+        ([404, 404, 404, 200], ALL),
+        ([404, 404, 404, 404], ALL),
+        ([404, 405], ALL[:2]),
+        ([401], ALL[:1]),
+        ([400], ALL[:1]),
+        ([404, 404, 503], ALL[:3]),
+    ],
+    ids=str,
+)
+async def test_endpoints_are_tried_in_order_after_a_404_only(
+    certificates: Certificates, answers: list[int], asked: list[framing.Endpoint]
+) -> None:
+    heard: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\n\n"))
+        code = answers[len(heard) - 1]
+        writer.write(framing.CONNECTED if code == 200 else framing.refusal(code))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    dialling = dial(("127.0.0.1", port), certificates.user("alice"), plain_fallback=True)
+    if answers[-1] == 200:
+        client = await dialling
+        assert client.conn.json
+        client.conn.abort()
+    else:
+        with pytest.raises(ConnectError):
+            await dialling
+    assert heard == [f"CONNECT {endpoint.path} HTTP/1.0\n\n".encode() for endpoint in asked]
+    server.close()

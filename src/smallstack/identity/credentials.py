@@ -33,9 +33,13 @@ class Pair(NamedTuple):
 
 
 class ClientCredentials:
-    """What a client shows to servers. ``pair`` is the certificate in use."""
+    """What a client shows to servers.
 
-    __slots__ = ("context", "pair")
+    ``pair`` is the certificate in use, ``others`` what can be shown to a server that does not
+    accept it: which authorities a server trusts is only seen there.
+    """
+
+    __slots__ = ("_authority", "context", "others", "pair")
 
     def __init__(self, pair: Pair, authority: Path | None = None) -> None:
         """With ``authority``, a PEM file, servers are verified against it (not by their names).
@@ -43,6 +47,8 @@ class ClientCredentials:
         Raises CertificateError, CredentialsExpiredError.
         """
         self.pair = pair
+        self.others: list[Pair] = []
+        self._authority = authority
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.check_hostname = False
@@ -59,12 +65,30 @@ class ClientCredentials:
     ) -> "ClientCredentials":
         """The best pair of a directory: most powers, then longest life.
 
-        Raises NoCredentialsError when there is none, CertificateError, CredentialsExpiredError.
+        One that cannot be used is passed over if there is another. Raises NoCredentialsError when
+        there is none, CertificateError, CredentialsExpiredError.
         """
         pairs = find_pairs(directory.expanduser())
         if not pairs:
             raise NoCredentialsError(directory=directory)
-        return cls(pairs[0] if len(pairs) == 1 else _best(pairs), authority)
+        if len(pairs) == 1:
+            return cls(pairs[0], authority)
+        best, *others = _ranked(pairs)
+        made = cls(best, authority)
+        made.others = others
+        return made
+
+    def next(self) -> "ClientCredentials | None":
+        """The same with the next one of ``others``; None when there is no more that can be used."""
+        for at, pair in enumerate(self.others, 1):
+            try:
+                made = ClientCredentials(pair, self._authority)
+            except (CertificateError, CredentialsExpiredError) as error:
+                _log.info("%s", error)
+                continue
+            made.others = self.others[at:]
+            return made
+        return None
 
 
 class ServerCredentials:
@@ -126,12 +150,23 @@ def find_pairs(directory: Path) -> list[Pair]:
     return pairs
 
 
-def _best(pairs: list[Pair]) -> Pair:
-    def rank(pair: Pair) -> tuple[bool, int, int]:
-        known = certificate.load(pair.certificate)
-        return "*.*" in known.methods, len(known.methods), known.not_after
-
-    return max(pairs, key=rank)
+def _ranked(pairs: list[Pair]) -> list[Pair]:
+    """Those that can be used, best first; raises what stands in the way of the last when none."""
+    found: list[tuple[tuple[bool, int, int], Pair]] = []
+    failure: CertificateError | CredentialsExpiredError | None = None
+    for pair in pairs:
+        try:
+            _check_times(pair.certificate)
+            known = certificate.load(pair.certificate)
+        except (CertificateError, CredentialsExpiredError) as error:
+            _log.info("%s", error)
+            failure = error
+        else:
+            rank = ("*.*" in known.methods, len(known.methods), known.not_after)
+            found.append((rank, pair))
+    if not found and failure is not None:
+        raise failure
+    return [pair for _, pair in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
 def _check_times(place: Path) -> None:

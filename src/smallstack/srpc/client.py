@@ -1,6 +1,7 @@
 """The calling side: dial, then one call at a time.
 
-With certificates the TLS endpoints are tried, gob before JSON; without, the plain ones. A 404
+With certificates the TLS endpoints are tried, gob before JSON; without, the plain ones. With more
+than one certificate, the next is shown to a server that does not accept the one before. A 404
 leads to the next endpoint, anything else ends the attempt; each attempt is a connection of its
 own. A server that answers CONNECT with something that is not HTTP may do TLS on every connection:
 then TLS comes first and CONNECT inside. There is no fall-back from TLS to plain unless asked for.
@@ -186,7 +187,7 @@ async def dial(
     attempt = _Attempt(shown, host, port, credentials, use_method_powers)
     try:
         async with asyncio.timeout(timeout):
-            client = await attempt.any_of(endpoints)
+            client = await attempt.as_somebody(endpoints)
             if move_local and client.conn.is_local:
                 attempt.phase = "the move to a Unix socket"
                 await client.move()
@@ -228,6 +229,22 @@ class _Attempt:
         self.credentials = credentials
         self.use_method_powers = use_method_powers
         self.phase = "the TCP connection"
+
+    async def as_somebody(self, endpoints: Sequence[framing.Endpoint]) -> Client:
+        """As who the credentials say; with each of them, if the server does not take the first."""
+        refusal: BadCertificateError | None = None
+        several = self.credentials is not None and bool(self.credentials.others)
+        while True:
+            try:
+                client = await self.any_of(endpoints)
+                if several:
+                    await client.ping()  # in TLS 1.3 the verdict comes with the first answer
+                return client
+            except BadCertificateError as error:
+                refusal = refusal or error
+                self.credentials = self.credentials and self.credentials.next()
+                if self.credentials is None:
+                    raise refusal from None
 
     async def any_of(self, endpoints: Sequence[framing.Endpoint]) -> Client:
         try:

@@ -39,6 +39,11 @@ def _run() -> int:
     boot.add_argument("-n", type=int, default=3, help="runs of each (default 3)")
     boot.add_argument("--picture", type=Path, default=Path("build/bench-boot.png"))
 
+    cache = commands.add_parser("cache", help="objects into the cache beside sha512sum and cp")
+    cache.add_argument("--json", type=Path, help="all samples and the host's facts")
+    cache.add_argument("-n", type=int, default=3, help="runs of each (default 3)")
+    cache.add_argument("--picture", type=Path, default=Path("build/bench-cache.png"))
+
     diff = commands.add_parser("diff", help="what differs between two disks, beside qemu-img map")
     diff.add_argument("--json", type=Path, help="all samples and the host's facts")
     diff.add_argument("-n", type=int, default=7, help="runs of each (default 7)")
@@ -82,6 +87,11 @@ def _run() -> int:
         from bench import boot as booting
 
         booting.run(options)
+        return 0
+    if options.command == "cache":
+        from bench import cache as caching
+
+        caching.run(options)
         return 0
     if options.command == "diff":
         from bench import diff as differing

@@ -117,3 +117,23 @@ def boots(bars: Mapping[str, Mapping[str, float]], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
     plt.close(figure)
+
+
+def times(bars: Mapping[str, float], title: str, file: Path) -> None:
+    """A bar per way, in seconds, one below the other."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 1 + 0.4 * len(bars)), layout="constrained")
+    shown = axes.barh(list(bars), list(bars.values()), 0.6, color="#3b6ea8")
+    axes.bar_label(shown, fmt=" %.2f s")
+    axes.invert_yaxis()
+    axes.set_xlabel("s")
+    axes.set_title(title, fontsize="medium")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

@@ -8,6 +8,9 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def replace_file(
@@ -62,3 +65,11 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def boot_id() -> str:
+    """What the kernel calls this boot: another one after every restart of the host."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:  # pragma: no cover - every Linux has it
+        return ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -11,18 +12,23 @@ from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
 from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.daemon.run import Runtime
+from smallstack.durable import boot_id, replace_file
 from smallstack.identity.credentials import Pair, ServerCredentials
 from smallstack.images.catalogue import ImageCatalogue
 from smallstack.imageserver.objects import ObjectService
 from smallstack.imageserver.pages import StatusPages
 from smallstack.imageserver.references import References, objects_of
 from smallstack.imageserver.service import ImageService, methods
+from smallstack.objects.errors import ObjectCorruptError
 from smallstack.objects.store import ObjectStore
 from smallstack.settings import Setting, Values
 from smallstack.srpc.server import Server
+from smallstack.telemetry.errors import describe
 from smallstack.telemetry.metrics import Metrics
 
 PORT_NUMBER: Final = 6971
+BOOT: Final = ".boot"
+"""Beside the objects: the boot of the host in which all of them were last known to be whole."""
 _log = logging.getLogger("smallstack.imageserver")
 
 STATE_DIR = Setting(
@@ -96,8 +102,12 @@ _PUBLIC: Final = (
 class ImageServer:
     """Both services over one catalogue and one store."""
 
-    def __init__(self, image_dir: Path, object_dir: Path) -> None:
-        """Raises StoreError, StoreBusyError."""
+    def __init__(self, image_dir: Path, object_dir: Path, boot: str | None = None) -> None:
+        """``boot`` names the host's boot, when it is not this one.
+
+        Raises StoreError, StoreBusyError.
+        """
+        self._boot = boot_id() if boot is None else boot
         self.store = ObjectStore(object_dir)
         self.references = References(self.store)
         self.catalogue = ImageCatalogue(image_dir)
@@ -109,6 +119,7 @@ class ImageServer:
     def load(self) -> None:
         """Read the catalogue and look for its objects, in a thread; raises CatalogueError."""
         self.catalogue.load(lambda _, image: self.references.add(objects_of(image)))
+        self._heal()
         lost = self.references.missing()
         self.lost = len(lost)
         if lost:
@@ -118,6 +129,29 @@ class ImageServer:
                 self.store.directory,
                 lost[0].hex(),
             )
+
+    def _heal(self) -> None:
+        """After a restart of the host, check what no image needs, and remove what is wrong.
+
+        Objects are synced before an image that needs them is taken in. Those that came for one that
+        had not been added yet when the power went may lack bytes, and would be taken for whole.
+        """
+        mark = self.store.directory / BOOT
+        with suppress(FileNotFoundError):
+            if mark.read_text() == self._boot:
+                return
+        removed = 0
+        for hash_, _ in self.references.unreferenced():
+            try:
+                self.store.verify(hash_)
+            except (ObjectCorruptError, OSError) as error:
+                _log.info("%s", describe(error))
+                self.store.delete(hash_)
+                removed += 1
+        if removed:
+            _log.warning("removed %d objects that a crash of the host had torn", removed)
+        with suppress(OSError):  # a full disk: they are checked once more at the next start
+            replace_file(mark, self._boot.encode(), sync=False)
 
     def trouble(self) -> str:
         """One line saying what is wrong; "" when nothing is."""

@@ -26,7 +26,7 @@ from typing import Final, Protocol
 
 from blake3 import blake3
 
-from smallstack.durable import private_directory
+from smallstack.durable import boot_id, private_directory
 from smallstack.proto.enums import FirmwareType
 from smallstack.proto.filesystem import FileSystem
 from smallstack.telemetry.errors import describe
@@ -47,7 +47,6 @@ WRITER_VERSION: Final = 1
 
 TEMPORARY: Final = ".~"
 PENDING: Final = ".pending"
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _log = logging.getLogger("smallstack.volumes")
 
 
@@ -108,7 +107,7 @@ class BrickStore:
     """
 
     def __init__(self, directory: Path, cache: Objects, boot: str | None = None) -> None:
-        """``boot`` names the host's boot, when it is not this one: see `boot_id`."""
+        """``boot`` names the host's boot, when it is not this one."""
         self.directory = directory
         self.cache = cache
         self._boot_id = boot_id() if boot is None else boot
@@ -350,14 +349,6 @@ def random_looking_uuid(seed: bytes) -> bytes:
     uuid[6] = uuid[6] & 0x0F | 0x40
     uuid[8] = uuid[8] & 0x3F | 0x80
     return bytes(uuid)
-
-
-def boot_id() -> str:
-    """What the kernel calls this boot: another one after every restart of the host."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:  # pragma: no cover - every Linux has it
-        return ""
 
 
 def _write_error(path: Path, error: OSError) -> VolumeWriteError:

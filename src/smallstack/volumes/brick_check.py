@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smallstack.durable import boot_id
 from smallstack.telemetry.errors import describe
-from smallstack.volumes.brick import PENDING, TEMPORARY, boot_id
+from smallstack.volumes.brick import PENDING, TEMPORARY
 from smallstack.volumes.edit import Edit
 from smallstack.volumes.partition import root_of
 

@@ -25,7 +25,7 @@ from smallstack.images.triggers import load_triggers
 from smallstack.images.unpack import Unpacking
 from smallstack.objects.intake import Intake
 from smallstack.objects.peer import PeerSource
-from smallstack.objects.source import REQUEST, check_sizes, read_next
+from smallstack.objects.source import REQUEST, Reader, check_sizes
 from smallstack.outlast import outlast
 from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Image
@@ -178,8 +178,9 @@ async def _fetch(
         async with source.open_objects([hash_ for hash_, _ in order]) as stream:
             check_sizes(stream, order, source.name)
             left = sum(size for _, size in order)
+            reader = Reader(stream, source.name)
             while left:
-                data = await read_next(stream, READ, left, source.name)
+                data = await reader.read(READ, left)
                 left -= len(data)
                 stored = await outlast(asyncio.to_thread(intake.feed, data))
                 if intake.error is not None:

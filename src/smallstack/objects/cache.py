@@ -27,7 +27,7 @@ from collections.abc import (
     Sequence,
     Set,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -42,12 +42,13 @@ from smallstack.objects.errors import (
 from smallstack.objects.index import Index, Known
 from smallstack.objects.intake import Intake
 from smallstack.objects.source import (
+    ANSWER_SECONDS,
     REQUEST,
     STALL_SECONDS,
     ObjectSource,
     ObjectStream,
+    Reader,
     check_sizes,
-    read_next,
 )
 from smallstack.objects.store import ObjectStore, Stored
 from smallstack.objects.table import Table
@@ -77,16 +78,23 @@ class ObjectCache:
     """A bounded store of objects.
 
     ``quota_bytes`` bounds the sum of the objects' sizes, those on their way in included; a peer
-    that sends nothing for ``stall_seconds`` is given up. Raises StoreBusyError, StoreError or
+    that sends next to nothing for ``stall_seconds``, or does not answer for ``answer_seconds``, is
+    given up. Raises StoreBusyError, StoreError or
     StoreSpaceError.
     """
 
     def __init__(
-        self, directory: Path, quota_bytes: int, *, stall_seconds: float = STALL_SECONDS
+        self,
+        directory: Path,
+        quota_bytes: int,
+        *,
+        stall_seconds: float = STALL_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self.directory = directory
         self.quota_bytes = quota_bytes
         self.stall_seconds = stall_seconds
+        self.answer_seconds = answer_seconds
         self._store = ObjectStore(directory, with_blake3=True)
         self._index = Index(directory / INDEX)
         known = self._index.load()
@@ -320,33 +328,46 @@ class ObjectCache:
         got: "_Got",
     ) -> None:
         try:
-            async with source.open_objects([hash_ for hash_, _ in order]) as stream:
+            async with AsyncExitStack() as stack:
+                stream = await self._answer(source, order, stack)
                 total = await asyncio.to_thread(check_sizes, stream, order, source.name)
                 intake = Intake(self._store, self._index, order, source.name)
                 try:
-                    await self._pump(stream, total, intake, _Arrivals(self, room, got), source.name)
+                    reader = Reader(stream, source.name, self.stall_seconds)
+                    await self._pump(reader, total, intake, _Arrivals(self, room, got))
                 finally:
                     intake.abort()
         except OSError as error:
             raise FetchError(server=source.name, detail=describe(error)) from error
 
+    async def _answer(
+        self, source: ObjectSource, order: Sequence[tuple[bytes, int]], stack: AsyncExitStack
+    ) -> ObjectStream:
+        """Ask, and wait for the answer, though not for ever."""
+        call = source.open_objects([hash_ for hash_, _ in order])
+        try:
+            async with asyncio.timeout(self.answer_seconds):
+                return await stack.enter_async_context(call)
+        except TimeoutError:
+            detail = f"it did not answer for {self.answer_seconds:g} s"
+            raise FetchError(server=source.name, detail=detail) from None
+
     async def _pump(
         self,
-        stream: ObjectStream,
+        reader: Reader,
         left: int,
         intake: Intake,
         arrivals: "_Arrivals",
-        server: str,
     ) -> None:
         """Read the next bytes while a thread stores the last ones."""
         loop = asyncio.get_running_loop()
         storing: asyncio.Future[list[Stored]] | None = None
         try:
             while left:
-                parts = [await self._read(stream, left, server)]
+                parts = [await reader.read(BATCH, left)]
                 size = len(parts[0])
                 while storing is not None and not storing.done() and size < min(left, BATCH):
-                    parts.append(await self._read(stream, left - size, server))
+                    parts.append(await reader.read(BATCH, left - size))
                     size += len(parts[-1])
                 left -= size
                 if storing is not None:
@@ -360,9 +381,6 @@ class ObjectCache:
                 await outlast(arrivals.publish(storing))
         if intake.error is not None:
             raise intake.error
-
-    async def _read(self, stream: ObjectStream, left: int, server: str) -> bytes:
-        return await read_next(stream, BATCH, left, server, self.stall_seconds)
 
     # Room.
 

@@ -47,6 +47,7 @@ _TROUBLE = (
 _log = logging.getLogger("smallstack.objects")
 _UNKNOWN = re.compile(r"(?:first of (\d+) )?unknown objects?: ([0-9a-f]{128})")
 
+SHOWN: Final = 300
 Compression = Literal["auto", "zstd", "none"]
 COMPRESSION: Final[tuple[Compression, ...]] = ("auto", "zstd", "none")
 Connect = Callable[[], AbstractAsyncContextManager[Client]]
@@ -116,7 +117,7 @@ class PeerSource:
     def _refusal(self, text: str) -> SmallStackError:
         if match := _UNKNOWN.search(text):
             return ObjectMissingError(count=int(match[1] or 1), hash=match[2], server=self.name)
-        return FetchError(server=self.name, detail=text)
+        return FetchError(server=self.name, detail=shown(text))
 
 
 class PeerStream:
@@ -159,6 +160,12 @@ async def _unpacked(conn: Connection, sizes: Sequence[int]) -> AsyncIterator[byt
 def _request(hashes: Sequence[bytes], packed: bool) -> GetObjectsRequest:
     kind = GetCompressedObjectsRequest if packed else GetObjectsRequest
     return kind(hashes=[Hash(hash_) for hash_ in hashes])
+
+
+def shown(text: str) -> str:
+    """What a peer said, in one line of what can be printed, and not too long."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else "?" for c in line[:SHOWN])
 
 
 @contextmanager

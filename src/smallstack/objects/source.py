@@ -1,7 +1,8 @@
 """Where objects come from: what is asked of a peer, and what is not taken from one."""
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
@@ -9,6 +10,10 @@ from smallstack.objects.errors import FetchError, ObjectSizeError
 
 STALL_SECONDS: Final = 60.0
 """How long a peer may send nothing in the middle of a transfer."""
+DRIBBLE: Final = 1 << 16
+"""Bytes that a peer has to send in that time at least."""
+ANSWER_SECONDS: Final = 600.0
+"""How long a peer may take to say that it will send; it may have many others to serve first."""
 REQUEST: Final = 50_000
 """Objects asked for at a time: some 6 MB of digests."""
 
@@ -54,24 +59,44 @@ def check_sizes(stream: ObjectStream, order: Sequence[tuple[bytes, int]], server
     return sum(stream.sizes)
 
 
-async def read_next(
-    stream: ObjectStream,
-    limit: int,
-    left: int,
-    server: str,
-    stall_seconds: float = STALL_SECONDS,
-) -> bytes:
-    """The next bytes, at least one and at most ``limit``, of the ``left`` that are to come.
+class Reader:
+    """Reads a stream from a peer that may stall, or keep a create waiting by a byte a minute."""
 
-    Raises FetchError when the peer stalls or closes.
-    """
-    try:
-        async with asyncio.timeout(stall_seconds):
-            data = await stream.read(min(left, limit))
-    except TimeoutError:
-        detail = f"it sent nothing for {stall_seconds:g} s"
-        raise FetchError(server=server, detail=detail) from None
-    if not data:
-        detail = f"it closed the connection {left} bytes before the end"
-        raise FetchError(server=server, detail=detail)
-    return data
+    def __init__(
+        self,
+        stream: ObjectStream,
+        server: str,
+        stall_seconds: float = STALL_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``clock`` tells seconds; only what is spent waiting for the peer counts."""
+        self._stream = stream
+        self._server = server
+        self._stall_seconds = stall_seconds
+        self._clock = clock
+        self._waited = 0.0
+        self._received = 0
+
+    async def read(self, limit: int, left: int) -> bytes:
+        """The next bytes, at least one and at most ``limit``, of the ``left`` that are to come.
+
+        Raises FetchError when the peer stalls, dribbles or closes.
+        """
+        started = self._clock()
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                data = await self._stream.read(min(left, limit))
+        except TimeoutError:
+            raise self._error(f"it sent nothing for {self._stall_seconds:g} s") from None
+        if not data:
+            raise self._error(f"it closed the connection {left} bytes before the end")
+        self._waited += self._clock() - started
+        self._received += len(data)
+        if self._received >= DRIBBLE:
+            self._waited, self._received = 0.0, 0
+        elif self._waited > self._stall_seconds and len(data) < left:
+            raise self._error(f"it sent {self._received} bytes in {self._waited:.0f} s")
+        return data
+
+    def _error(self, detail: str) -> FetchError:
+        return FetchError(server=self._server, detail=detail)

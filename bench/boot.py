@@ -14,7 +14,6 @@ its file. Needs root, for the mounts, which are in a namespace of their own.
 
 import argparse
 import asyncio
-import mmap
 import os
 import subprocess
 import sys
@@ -24,11 +23,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bench import picture
 from bench.debian import debian_root
-from bench.results import finish, median, spread
+from bench.results import BenchError, finish, median, spread, warm
 from smallstack.control.namespace import private_mounts_command
 from smallstack.images.build import StoreSink, from_directory
 from smallstack.objects.store import ObjectStore
@@ -49,9 +48,15 @@ OURS: Final = ("unpack", "install boot loader")
 LOOP: Final = ("mkfs", "copy", "grub-install", "umount")
 _CONFIG: Final = grub_config(b"/boot/vmlinuz", b"/boot/initrd.img", "root=LABEL=rootfs ro")
 _LOOP: Final = """
-disk=$1 root=$2 at=$3 firmware=$4
+disk=$1 root=$2 at=$3 firmware=$4 url=$5 sum=$6
 stamp() { echo "$1 $(date +%s%N)"; }
 stamp begin
+if [ -n "$url" ]; then
+    curl -sSf -o "$disk.tar" "$url"
+    stamp fetch
+    echo "$sum  $disk.tar" | sha512sum --check --quiet
+    stamp sha512sum
+fi
 device=$(losetup --find --show "$disk")
 name=${device#/dev/}
 trap 'umount -R "$at" || :; partx --delete "$device"; losetup --detach "$device"' EXIT
@@ -66,7 +71,11 @@ mke2fs -q -F -t ext4 -i 8192 -L rootfs -E nodiscard "${device}p1"
 if [ "$firmware" = uefi ]; then mkfs.vfat -F 32 -n EFI "${device}p2" >/dev/null; fi
 mount "${device}p1" "$at"
 stamp mkfs
-cp -a "$root/." "$at/"
+if [ -n "$url" ]; then
+    tar --extract --file "$disk.tar" --directory "$at" --numeric-owner --xattrs --xattrs-include='*'
+else
+    cp -a "$root/." "$at/"
+fi
 stamp copy
 if [ "$firmware" = uefi ]; then
     mkdir -p "$at/mnt/efi"
@@ -103,13 +112,12 @@ class _Objects:
 
 
 @dataclass
-class _Disk:
+class Disk:
     """What one firmware's disks are made from, and how long each way took."""
 
     name: str
     firmware: FirmwareType
     size: int
-    loader: BootLoader
     samples: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, seconds: float) -> None:
@@ -138,24 +146,24 @@ def _measure(
     has_vfat = "vfat" in Path("/proc/filesystems").read_text().split()
     if not has_vfat:
         print("this kernel mounts no vfat: grub-install for UEFI cannot be measured here")
-    disks, made = [], []
+    disks, kept, made = [], [], []
     for name, firmware in FIRMWARES.items():
         size = root_size(fs.usage_estimate(), FREE_BYTES, 24, firmware=firmware)
         started = time.perf_counter()
-        loader = loaders.get(scheme_of(size, firmware))
+        kept.append(loaders.get(scheme_of(size, firmware)))
         made.append(time.perf_counter() - started)
-        disks.append(_Disk(name, firmware, size, loader))
+        disks.append(Disk(name, firmware, size))
     for turn in range(-1, turns):  # the first turn fills the page cache
-        for disk in disks:
+        for disk, loader in zip(disks, kept, strict=True):
             if turn < 0:
                 disk.samples.clear()
             for way in ("ours", "loop") if turn % 2 else ("loop", "ours"):
                 subprocess.run(["sync", "-f", place], check=True)
-                _warm(fs.total_data_bytes)
+                warm(fs.total_data_bytes)
                 if way == "ours":
-                    asyncio.run(_ours(disk, fs, objects, place))
+                    asyncio.run(_ours(disk, loader, fs, objects, place))
                 elif disk.name == "bios" or has_vfat:
-                    _loop(disk, root, place)
+                    loop_disk(disk, root, place)
             if turn < 0:
                 disk.samples.clear()
             else:
@@ -190,7 +198,7 @@ def _measure(
     return headline
 
 
-def _bars(disk: _Disk) -> Iterator[tuple[str, dict[str, float]]]:
+def _bars(disk: Disk) -> Iterator[tuple[str, dict[str, float]]]:
     """Medians of the phases of each way that was measured."""
     for way, names in (("ours", OURS), ("loop", LOOP)):
         if way in disk.samples:
@@ -201,12 +209,14 @@ def _bars(disk: _Disk) -> Iterator[tuple[str, dict[str, float]]]:
             )
 
 
-async def _ours(disk: _Disk, fs: FileSystem, objects: _Objects, place: Path) -> None:
+async def _ours(
+    disk: Disk, loader: BootLoader, fs: FileSystem, objects: _Objects, place: Path
+) -> None:
     bricks = BrickStore(place / "bricks", objects)
     layer, timeline = place / "layer", Timeline()
     started = time.perf_counter()
     brick = await bricks.get(
-        fs, b"debian", disk.size, disk.firmware, loader=disk.loader, timeline=timeline
+        fs, b"debian", disk.size, disk.firmware, loader=loader, timeline=timeline
     )
     create_layer(brick, layer, label="rootfs", files={GRUB_CONFIG: _CONFIG})
     disk.add("ours", time.perf_counter() - started)
@@ -215,15 +225,27 @@ async def _ours(disk: _Disk, fs: FileSystem, objects: _Objects, place: Path) -> 
     await bricks.close()
     layer.unlink()
     started = time.perf_counter()
-    brick = await bricks.get(fs, b"debian", disk.size, disk.firmware, loader=disk.loader)
+    brick = await bricks.get(fs, b"debian", disk.size, disk.firmware, loader=loader)
     create_layer(brick, layer, label="rootfs", files={GRUB_CONFIG: _CONFIG})
     disk.add("present", time.perf_counter() - started)
     layer.unlink()
     await bricks.remove(brick)
 
 
-def _loop(disk: _Disk, root: Path, place: Path) -> None:
+class Archive(NamedTuple):
+    """A tar archive of the root that is fetched first: where from, and its SHA-512 in hex."""
+
+    url: str
+    sha512: str
+
+
+def loop_disk(disk: Disk, root: Path, place: Path, archive: Archive | None = None) -> None:
+    """Make the disk as others do, of ``root``, or of what is fetched; samples ``loop`` or ``cold``.
+
+    Raises BenchError.
+    """
     path, at = place / "disk", place / "mounted"
+    name = "loop" if archive is None else "loop cold"
     with path.open("wb") as file:
         file.truncate(disk.size)
         for offset, data in divide(disk.size, disk.firmware, bytes(20)).writes:
@@ -232,6 +254,7 @@ def _loop(disk: _Disk, root: Path, place: Path) -> None:
     path.with_name("disk.cfg").write_bytes(_CONFIG)
     at.mkdir(exist_ok=True)
     command = ["sh", "-euc", _LOOP, "loop", str(path), str(root), str(at), disk.name]
+    command += archive or ("", "")
     done = subprocess.run(
         private_mounts_command(command),
         capture_output=True,
@@ -240,18 +263,13 @@ def _loop(disk: _Disk, root: Path, place: Path) -> None:
         env={**os.environ, "LC_ALL": "C"},
     )
     if done.returncode != 0:
-        raise RuntimeError(f"mount, copy, grub-install: {done.stdout}{done.stderr}")
+        raise BenchError(detail=f"mount, copy, grub-install: {done.stdout}{done.stderr}")
     lines = [line.split() for line in done.stdout.splitlines()]
     stamps = [
         (line[0], int(line[1]) / 1e9) for line in lines if len(line) == 2 and line[1].isdigit()
     ]
-    disk.add("loop", stamps[-1][1] - stamps[0][1])
-    for (_, before), (name, after) in pairwise(stamps):
-        disk.add(f"loop: {name}", after - before)
+    disk.add(name, stamps[-1][1] - stamps[0][1])
+    for (_, before), (step, after) in pairwise(stamps):
+        disk.add(f"{name}: {step}", after - before)
     path.unlink()
-
-
-def _warm(size: int) -> None:
-    """Touch as much memory as a run needs, and give it back: see bench.unpack."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    mmap.mmap(-1, size + size // 4, flags=flags).close()
+    path.with_name("disk.tar").unlink(missing_ok=True)

@@ -5,18 +5,22 @@ connection to its receipt of the message that tells the DHCP ACK, and ``process_
 exec to exit of ``vm-control create-vm``. The floor is what no agent can go below: the agent's own
 QEMU argument vector (checked to be the same, and printed), from a prepared layer, with the same
 DHCP responder on a bridge of its own, exec to ACK. The two alternate. The paper's three scenarios
-come after that: see `bench.scenarios`.
+come after that (see `bench.scenarios`), then a Debian root with its boot loader beside loop mount,
+copy and ``grub-install`` (see `bench.first`).
 """
 
-import asyncio
 import os
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bench import picture, scenarios
+import uvloop
+
+from bench import first, picture, scenarios
+from bench.debian import debian_root
+from bench.first import Firsts
 from bench.floor import Floor
 from bench.results import finish, median, spread
 from bench.scenarios import Scenario
@@ -28,6 +32,7 @@ from smallstack.control.sandbox import Sandbox
 from smallstack.settings import cache_directory
 
 PAPER_S = 1.216
+FIRST_TURNS = 5
 
 
 class Sample(NamedTuple):
@@ -58,7 +63,7 @@ def run(
     directory = cache_directory() / f"bench-{os.getpid()}-{time.time_ns():x}"
     directory.mkdir(parents=True)
     try:
-        asyncio.run(_run(directory, count, warm_up, json_file, picture_file, debian))
+        uvloop.run(_run(directory, count, warm_up, json_file, picture_file, debian))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return 0
@@ -76,6 +81,7 @@ async def _run(
     samples: list[Sample] = []
     floors: list[float] = []
     found: list[Scenario] = []
+    firsts: Firsts | None = None
     try:
         await sandbox.start(addresses=16)
         await add_image(sandbox, IMAGE, Path(os.environ["SMALLSTACK_APPLIANCE"]) / "root")
@@ -94,9 +100,10 @@ async def _run(
                     )
         if debian:
             found = await scenarios.debian(sandbox)
+            firsts = await first.measure(sandbox, scenarios.IMAGE, debian_root(), FIRST_TURNS)
     finally:
         await sandbox.stop()
-    _report(samples, floors, found, json_file, picture_file)
+    _report(samples, floors, found, firsts, json_file, picture_file)
 
 
 async def _create(sandbox: Sandbox, number: int) -> Sample:
@@ -116,6 +123,7 @@ def _report(
     samples: list[Sample],
     floors: list[float],
     found: list[Scenario],
+    firsts: Firsts | None,
     json_file: Path | None,
     picture_file: Path,
 ) -> None:
@@ -141,6 +149,13 @@ def _report(
     second = picture_file.with_stem(picture_file.stem + "-scenarios")
     picture.scenarios(found, second)
     print(f"picture: {second.absolute()}")
+    more: dict[str, list[Any]] = {}
+    if firsts is not None:
+        print(firsts.table())
+        third = picture_file.with_stem(picture_file.stem + "-first")
+        picture.boots(firsts.bars(), third)
+        print(f"picture: {third.absolute()}")
+        more = {f"debian, {name}": list(values) for name, values in firsts.samples.items()}
     headline = {
         "n": len(samples),
         "median_s": median(acks),
@@ -148,6 +163,7 @@ def _report(
         "floor_median_s": median(floors),
         "ratio": round(median(acks) / median(floors), 4),
         "agent_ms": round(median(agents) * 1000, 1),
+        "debian": firsts.headline() if firsts is not None else {},
         "scenarios": scenarios.record(found),
     }
     finish(
@@ -156,6 +172,7 @@ def _report(
         {
             "creates": [{**s._asdict(), "agent_s": s.agent_s} for s in samples],
             "floor_s": floors,
+            **more,
         },
         json_file,
     )

@@ -89,6 +89,11 @@ def boots(bars: Mapping[str, Mapping[str, float]], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     colours = {
+        "get image": "#7aa874",
+        "fetch": "#a5c9a1",
+        "fetch objects": "#a5c9a1",
+        "sha512sum": "#d9cf8e",
+        "layer": "#555555",
         "unpack": "#3b6ea8",
         "mkfs": "#c9c9c9",
         "copy": "#7a9fc8",

@@ -1,6 +1,7 @@
 """What every benchmark leaves: all samples and the host's facts as JSON, one last line of JSON."""
 
 import json
+import mmap
 import os
 import platform
 import statistics
@@ -65,6 +66,16 @@ def spread(values: Sequence[float], unit: float = 1000.0, name: str = "ms") -> s
     """``median (minimum … maximum)`` in ``name`` units."""
     low, mid, high = min(values), statistics.median(values), max(values)
     return f"{mid * unit:.1f} {name} ({low * unit:.1f} … {high * unit:.1f})"
+
+
+def warm(size: int) -> None:
+    """Touch as much memory as ``size`` bytes of files need in the page cache, and give it back.
+
+    In a virtual machine free pages may have been returned to the host, and whoever touches them
+    first pays for it: that has to be none of those that are compared.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    mmap.mmap(-1, size + size // 4, flags=flags).close()
 
 
 def _first_line(command: list[str]) -> str:

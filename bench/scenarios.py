@@ -32,7 +32,7 @@ _PHASES: Final = {
     LOADER: ("make boot loader", "install boot loader"),
     LAYER: ("layer",),
 }
-_IMAGE: Final = "debian"
+IMAGE: Final = "debian"
 _MACHINE: Final = ["--memory=1G", "--milli-cpus=1000", "--virtual-cpus=2", "--dhcp-timeout=5m"]
 
 
@@ -56,7 +56,7 @@ async def debian(sandbox: Sandbox) -> list[Scenario]:
     """Create the Debian VMs; needs the sandbox's image server to be without that image."""
     root = await asyncio.to_thread(debian_root)
     print(f"adding {root}", file=sys.stderr, flush=True)
-    await add_image(sandbox, _IMAGE, root)
+    await add_image(sandbox, IMAGE, root)
     loader, kernel = ["--boot-loader"], ["--machine-type", "q35"]
     return [
         await _create(sandbox, "baseline", [*loader, "--probe-port", "22"]),
@@ -67,7 +67,7 @@ async def debian(sandbox: Sandbox) -> list[Scenario]:
 
 async def _create(sandbox: Sandbox, name: str, options: list[str]) -> Scenario:
     print(f"{name}: creating", file=sys.stderr, flush=True)
-    asked = ["create-vm", "--hostname", name, "--image-name", _IMAGE, "--format", "json"]
+    asked = ["create-vm", "--hostname", name, "--image-name", IMAGE, "--format", "json"]
     created = decode_created(await run_tool(sandbox, *asked, *_MACHINE, *options))
     await run_tool(sandbox, "destroy-vm", created.ip)
     ours = rows({p.name: p.duration_ns / 1e9 for p in created.timeline})

@@ -13,7 +13,6 @@ a VM's own layer over it takes.
 """
 
 import argparse
-import mmap
 import os
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.debian import debian_root
-from bench.results import BenchError, finish, median, spread
+from bench.results import BenchError, finish, median, spread, warm
 from smallstack.control.namespace import private_mounts_command
 from smallstack.images.build import StoreSink, from_directory
 from smallstack.objects.store import ObjectStore
@@ -83,11 +82,11 @@ def _measure(root: Path, place: Path, turns: int, json_file: Path | None) -> dic
     fsync: list[float] = []
     layer: list[float] = []
     for turn in range(-1, turns):  # the first turn fills the page cache
-        for step in range(len(ways)):  # each comes first, second and third: see _warm
+        for step in range(len(ways)):  # each comes first, second and third: see warm
             name = list(ways)[(turn + step) % len(ways)]
             path = place / "out"
             subprocess.run(["sync", "-f", place], check=True)
-            _warm(fs.total_data_bytes)
+            warm(fs.total_data_bytes)
             started = time.perf_counter()
             ways[name](path)
             seconds = time.perf_counter() - started
@@ -169,16 +168,6 @@ def _cat(path: Path, listed: Path) -> None:
         subprocess.run(
             ["xargs", "-0", "-s", "1000000", "-a", listed, "cat"], stdout=out, check=True
         )
-
-
-def _warm(size: int) -> None:
-    """Touch as much memory as a run needs, and give it back.
-
-    In a virtual machine free pages may have been returned to the host, and whoever touches them
-    first pays for it: that has to be none of the three.
-    """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    mmap.mmap(-1, size + size // 4, flags=flags).close()
 
 
 def _fsync(path: Path) -> float:

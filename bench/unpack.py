@@ -5,7 +5,9 @@ Three ways over the same 17,000-odd files, in turns, everything in the page cach
 - *ours*: from packed tree and object files to a root disk, BLAKE3 of every object checked;
 - *mke2fs*: ``mke2fs -d`` from the unpacked directory, same size, same features, its fsync left
   out;
-- *copy*: ``cat`` of every object file into one file, which no unpacking can beat by much.
+- *copy*: ``cat`` of every object file into one file, which no unpacking can beat by much;
+- *other size*: ours once more, a GiB larger: a brick of another size from the same image;
+- *cp*: a copy of a brick that is there, what such a brick would cost with nothing changed in it.
 
 Each writes a new file in the same directory; the file is removed and the disk is synced outside
 the clock before the next begins. What ``fsync`` of our file takes is measured apart, and what
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from bench import encoded
 from bench.debian import debian_root
 from bench.results import BenchError, finish, median, spread, warm
 from smallstack.control.namespace import private_mounts_command
@@ -36,6 +39,7 @@ from smallstack.volumes.partition import PARTITION_OFFSET
 from smallstack.volumes.size import root_size
 
 FREE_BYTES: Final = 256 << 20
+OTHER: Final = 1 << 30
 LAYERS: Final = 30
 _FEATURES: Final = "^resize_inode,metadata_csum_seed,^orphan_file"
 _MKE2FS: Final = ["mke2fs", "-q", "-F", "-t", "ext4", "-i", "8192", "-O", _FEATURES]
@@ -77,12 +81,16 @@ def _measure(root: Path, place: Path, turns: int, json_file: Path | None) -> dic
         "ours": lambda path: layouts.append(write_disk(path, fs, objects, size, bytes(20))),
         "mke2fs": lambda path: _mke2fs(path, root, size - PARTITION_OFFSET),
         "copy": lambda path: _cat(path, paths),
+        "other size": lambda path: write_disk(path, fs, objects, size + OTHER, bytes(20)),
+        "cp": lambda path: subprocess.run(["cp", "--sparse=auto", brick, path], check=True),
     }
+    brick = place / "brick"
+    write_disk(brick, fs, objects, size, bytes(20))
     samples: dict[str, list[float]] = {name: [] for name in ways}
     fsync: list[float] = []
     layer: list[float] = []
     for turn in range(-1, turns):  # the first turn fills the page cache
-        for step in range(len(ways)):  # each comes first, second and third: see warm
+        for step in range(len(ways)):  # each comes at every place in turn: see warm
             name = list(ways)[(turn + step) % len(ways)]
             path = place / "out"
             subprocess.run(["sync", "-f", place], check=True)
@@ -94,13 +102,15 @@ def _measure(root: Path, place: Path, turns: int, json_file: Path | None) -> dic
                 samples[name].append(seconds)
             if name == "ours":
                 fsync.append(_fsync(path))
+            if name in ("ours", "other size"):
                 _check(path)
-                if turn == turns - 1:
-                    _compare(path, root, place)
-                    layer = [_layer(Brick(path, size, "bench"), place) for _ in range(LAYERS)]
+            if name == "ours" and turn == turns - 1:
+                _compare(path, root, place)
+                layer = [_layer(Brick(path, size, "bench"), place) for _ in range(LAYERS)]
             path.unlink()
         if turn >= 0:
             print("  ".join(f"{n} {s[-1] * 1000:7.1f} ms" for n, s in samples.items()), flush=True)
+    peaks = _peaks(fs, objects, place, size)
     ours = median(samples["ours"])
     headline = {
         "n": turns,
@@ -114,12 +124,22 @@ def _measure(root: Path, place: Path, turns: int, json_file: Path | None) -> dic
         "plan_ms": median([layout.plan_ns / 1e6 for layout in layouts], 2),
         "ratio_mke2fs": round(median(samples["mke2fs"]) / ours, 2),
         "ratio_copy": round(ours / median(samples["copy"]), 2),
-        "peak_bytes": _peak(fs, objects, place, size),
+        "other_size_s": median(samples["other size"]),
+        "ratio_cp": round(median(samples["other size"]) / median(samples["cp"]), 2),
+        "peak_bytes": peaks[0].bytes,
+        "peak_limit_bytes": peaks[0].limit,
+        "peak_million_bytes": peaks[1].bytes,
+        "peak_million_limit_bytes": peaks[1].limit,
     }
     print(f"{len(fs)} inodes, {fs.total_data_bytes >> 20} MiB of content")
     for name, values in samples.items():
-        print(f"  {name:8} {spread(values)}")
-    print(f"  {'layer':8} {spread(layer)}")
+        print(f"  {name:10} {spread(values)}")
+    print(f"  {'layer':10} {spread(layer)}")
+    for peak in peaks:
+        print(
+            f"  from the encoded image of {peak.inodes} inodes: {peak.seconds:.2f} s, "
+            f"peak memory {peak.bytes / 1e6:.0f} MB, at most {peak.limit / 1e6:.0f} MB"
+        )
     finish("unpack", headline, {**samples, "fsync": fsync, "layer": layer}, json_file)
     return headline
 
@@ -238,36 +258,17 @@ def _compare(path: Path, root: Path, place: Path) -> None:
     print("  rsync -aHAXnc --delete --itemize-changes, both ways: nothing", file=sys.stderr)
 
 
-_CHILD: Final = """
-import sys, pickle, os
-from pathlib import Path
-from smallstack.proto.filesystem import FileSystem
-from smallstack.volumes.brick import write_disk
-place, size = Path(sys.argv[1]), int(sys.argv[2])
-class Objects:
-    directory = place / "objects"
-    digests = pickle.loads((place / "digests").read_bytes())
-    def blake3(self, hash_): return self.digests[hash_]
-    def drop(self, hash_): pass
-fs = FileSystem(*((place / name).read_bytes() for name in ("inodes", "entries", "blob")),
-                num_regular_inodes=0, total_data_bytes=0, directory_count=0)
-write_disk(place / "out", fs, Objects(), size, bytes(20))
-status = Path("/proc/self/status").read_text()
-print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
-"""
-
-
-def _peak(fs: FileSystem, objects: _Objects, place: Path, size: int) -> int:
-    """Peak memory, in bytes, of a process that reads the packed tree and writes the disk."""
-    import pickle
-
-    for name in ("inodes", "entries", "blob"):
-        (place / name).write_bytes(getattr(fs, name))
-    (place / "digests").write_bytes(pickle.dumps(objects.digests))
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(place), str(size)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return int(done.stdout)
+def _peaks(fs: FileSystem, objects: _Objects, place: Path, size: int) -> list[encoded.Peak]:
+    """Peak memory with this image, and with one of a million inodes. Raises when it is too much."""
+    encoded.save(place, fs, objects.digests)
+    peaks = [encoded.measure(place, size)]
+    _check(place / encoded.DISK)
+    million = place / "million"
+    million.mkdir()
+    encoded.save_million(million)
+    peaks.append(encoded.measure(million, encoded.MILLION_BYTES))
+    _check(million / encoded.DISK)
+    for peak in peaks:
+        if peak.bytes > peak.limit:
+            raise BenchError(detail=f"{peak.bytes} bytes of memory for {peak.inodes} inodes")
+    return peaks

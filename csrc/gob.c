@@ -1,6 +1,43 @@
 #define _GNU_SOURCE /* qsort_r */
 #include "gob.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ---- memory that is done with --------------------------------------------------------------- */
+
+void gob_drop(const void *from, const void *to)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)from + page - 1) & ~(page - 1);
+    uintptr_t end = (uintptr_t)to & ~(page - 1);
+    if (begin < end)
+        (void)madvise((void *)begin, end - begin, MADV_DONTNEED); /* or it stays until it is freed */
+}
+
+void gob_move(void *to, const void *from, size_t length)
+{
+    uint8_t *out = to;
+    const uint8_t *in = from;
+    while (length > 0) {
+        size_t part = length < GOB_DROP_AT_ONCE ? length : GOB_DROP_AT_ONCE;
+        memcpy(out, in, part);
+        if (part == GOB_DROP_AT_ONCE)
+            gob_drop(in, in + part);
+        out += part;
+        in += part;
+        length -= part;
+    }
+}
+
+void gob_write_moved(struct gob_buffer *out, const void *data, size_t length)
+{
+    if (out->cap - out->len < length && gob_buffer_reserve(out, length))
+        return;
+    gob_move(out->data + out->len, data, length);
+    out->len += length;
+}
+
 /* ---- type definitions ----------------------------------------------------------------------- */
 
 /* The next field of a structure: its number in *field, or 0 at its end. Numbers from 1 to last. */

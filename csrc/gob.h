@@ -102,6 +102,8 @@ enum gob_scan_result {
     GOB_SCAN_DEFINE = 2  /* at the cursor stands a definition, starting with its negative id */
 };
 
+#define GOB_DROP_AT_ONCE (1u << 20) /* bytes: less is not worth a system call */
+
 /* Bytes that grow; failed is set when memory ran out, and what was written is then useless. */
 struct gob_buffer {
     uint8_t *data;
@@ -208,6 +210,16 @@ static inline void gob_write(struct gob_buffer *out, const void *data, size_t le
         memcpy(out->data + out->len, data, length);
     out->len += length;
 }
+
+/* Memory that is not read again: its whole pages are given back, what was in them is lost. So a
+ * large value need not be there in two forms at a time. */
+void gob_drop(const void *from, const void *to);
+
+/* Copies, dropping the source as it goes; the places do not overlap. */
+void gob_move(void *to, const void *from, size_t length);
+
+/* gob_write, dropping the source as it goes. */
+void gob_write_moved(struct gob_buffer *out, const void *data, size_t length);
 
 static inline void gob_write_uint(struct gob_buffer *out, uint64_t value)
 {

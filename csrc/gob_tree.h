@@ -39,9 +39,11 @@ struct gob_tree {
 };
 
 /* Reads one FileSystem value (no definitions inside), sorts its inodes and resolves its entries;
- * the tables are then ready for ss_tree_finish. The caller frees the tree, also after an error. */
+ * the tables are then ready for ss_tree_finish. With `drop` what was read is dropped (gob_drop) as
+ * it goes: the input must be the caller's own, and is no use afterwards. The caller frees the tree,
+ * also after an error. */
 int gob_tree_read(const struct gob_types *types, uint32_t type, struct gob_cursor *in,
-                  uint64_t max_inodes, struct gob_tree *tree);
+                  uint64_t max_inodes, int drop, struct gob_tree *tree);
 void gob_tree_free(struct gob_tree *tree);
 
 /* Its second half: the inodes as read, root first, are sorted by number, and the entries' numbers

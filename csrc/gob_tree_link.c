@@ -20,6 +20,24 @@ static int compare_numbered(const void *left, const void *right)
     return (a->number > b->number) - (a->number < b->number);
 }
 
+/* Moves inode order[i].index to place i, in the table itself, along the cycles of the permutation;
+ * a place that is done is its own index then. */
+static void permute(struct ss_inode *inodes, struct numbered *order, size_t count)
+{
+    for (size_t start = 1; start < count; start++) {
+        struct ss_inode first = inodes[start];
+        size_t place = start;
+        while (order[place].index != start) {
+            size_t from = order[place].index;
+            inodes[place] = inodes[from];
+            order[place].index = (uint32_t)place;
+            place = from;
+        }
+        inodes[place] = first;
+        order[place].index = (uint32_t)place;
+    }
+}
+
 /* Puts the inodes behind the root into the order of their numbers. */
 static int sort_inodes(struct gob_tree *tree)
 {
@@ -31,22 +49,18 @@ static int sort_inodes(struct gob_tree *tree)
     if (sorted)
         return 0;
     struct numbered *order = malloc(count * sizeof *order);
-    struct ss_inode *moved = malloc(count * sizeof *moved);
-    int result = order && moved ? 0 : GOB_E_MEMORY;
-    if (!result) {
-        for (size_t i = 1; i < count; i++)
-            order[i] = (struct numbered){inodes[i].number, (uint32_t)i};
-        qsort(order + 1, count - 1, sizeof *order, compare_numbered);
-        moved[0] = inodes[0];
-        for (size_t i = 1; i < count && !result; i++) {
-            if (i > 1 && order[i].number == order[i - 1].number)
-                result = gob_tree_fault(tree, SS_TREE_DUPLICATE_INODE, order[i].number, 0);
-            moved[i] = inodes[order[i].index];
-        }
-        memcpy(inodes, moved, count * sizeof *moved);
-    }
+    if (!order)
+        return GOB_E_MEMORY;
+    for (size_t i = 1; i < count; i++)
+        order[i] = (struct numbered){inodes[i].number, (uint32_t)i};
+    qsort(order + 1, count - 1, sizeof *order, compare_numbered);
+    int result = 0;
+    for (size_t i = 2; i < count && !result; i++)
+        if (order[i].number == order[i - 1].number)
+            result = gob_tree_fault(tree, SS_TREE_DUPLICATE_INODE, order[i].number, 0);
+    if (!result)
+        permute(inodes, order, count);
     free(order);
-    free(moved);
     return result;
 }
 
@@ -77,5 +91,8 @@ static int resolve_entries(struct gob_tree *tree)
 int gob_tree_link(struct gob_tree *tree)
 {
     int result = sort_inodes(tree);
-    return result ? result : resolve_entries(tree);
+    if (!result)
+        result = resolve_entries(tree);
+    gob_buffer_free(&tree->numbers);
+    return result;
 }

@@ -1,6 +1,8 @@
 /* Wire structures into the tables: which field fills what (a plan), then inode by inode. */
 #include "gob_tree.h"
 
+#include <stddef.h>
+
 #define MAX_FIELDS 64       /* of the structures read here */
 #define MAX_XATTRS 1024     /* of one inode */
 #define MAX_XATTR_BYTES (1u << 20)
@@ -74,6 +76,7 @@ struct reader {
     struct gob_tree *tree;
     struct plan plan[ROLES];
     uint64_t max_inodes;
+    const uint8_t *read; /* up to here the input was dropped; NULL: it is left alone */
 };
 
 static uint32_t kind_of(const struct gob_types *types, uint32_t index)
@@ -378,6 +381,14 @@ static int read_generic(struct reader *reader, struct ss_inode *inode)
                   : read_inode(reader, gob_types_find(reader->types, id), kind, inode);
 }
 
+static void drop_read(struct reader *reader)
+{
+    if (reader->read == NULL || reader->in->at - reader->read < (ptrdiff_t)GOB_DROP_AT_ONCE)
+        return;
+    gob_drop(reader->read, reader->in->at);
+    reader->read = reader->in->at;
+}
+
 static int read_table(struct reader *reader)
 {
     struct gob_tree *tree = reader->tree;
@@ -397,14 +408,16 @@ static int read_table(struct reader *reader)
         gob_write(&tree->inodes, &inode, sizeof inode);
         if (tree->inodes.failed)
             return GOB_E_MEMORY;
+        drop_read(reader);
     }
     return result;
 }
 
 int gob_tree_read(const struct gob_types *types, uint32_t type, struct gob_cursor *in,
-                  uint64_t max_inodes, struct gob_tree *tree)
+                  uint64_t max_inodes, int drop, struct gob_tree *tree)
 {
-    struct reader reader = {.types = types, .in = in, .tree = tree, .max_inodes = max_inodes};
+    struct reader reader = {.types = types, .in = in, .tree = tree, .max_inodes = max_inodes,
+                            .read = drop ? in->at : NULL};
     struct ss_inode root = {0};
     int64_t field = -1;
     *tree = (struct gob_tree){0};

@@ -47,7 +47,7 @@ static void try_tree(const struct gob_types *types, uint32_t index, const uint8_
 {
     struct gob_cursor in = {data, data + size};
     struct gob_tree tree, again;
-    if (gob_tree_read(types, index, &in, 4096, &tree)) {
+    if (gob_tree_read(types, index, &in, 4096, 0, &tree)) {
         gob_tree_free(&tree);
         return;
     }
@@ -80,7 +80,7 @@ static void try_tree(const struct gob_types *types, uint32_t index, const uint8_
     }
     gob_tree_free(&tree);
     in = (struct gob_cursor){data, data + size};
-    int result = gob_tree_read(types, index, &in, 1, &again);
+    int result = gob_tree_read(types, index, &in, 1, 0, &again);
     must(result != 0 || again.inodes.len == sizeof *inodes, "the limit holds");
     gob_tree_free(&again);
 }

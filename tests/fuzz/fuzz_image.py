@@ -1,6 +1,7 @@
 """Image files and images from a peer: refused in one line, or sound in every question asked."""
 
 import hashlib
+from io import BytesIO
 from unittest.mock import patch
 
 from smallstack.images import image_file
@@ -25,14 +26,19 @@ def one_input(data: bytes) -> None:
     _names(data[:200].decode(errors="surrogateescape"))
     try:
         with patch.object(image_file, "IMAGE", LIMITS):
-            image = image_file.decode(data + hashlib.sha512(data).digest(), Image)
+            image = _read(data)
     except (RemoteProtocolError, RefusedError) as error:
         assert "\n" not in str(error)
         return
     again = Encoder().encode(image)
     with patch.object(image_file, "IMAGE", LIMITS):
-        assert image_file.decode(again + hashlib.sha512(again).digest(), Image) == image
+        assert _read(again) == image
     _questions(image)
+
+
+def _read(data: bytes) -> Image:
+    whole = data + hashlib.sha512(data).digest()
+    return image_file.read_from(BytesIO(whole), len(whole), Image)[0]
 
 
 def _names(name: str) -> None:

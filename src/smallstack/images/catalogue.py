@@ -25,7 +25,7 @@ import msgspec
 
 from smallstack.durable import private_directory, sync_directory
 from smallstack.images.errors import CatalogueError, ImageNameError, RefusedError
-from smallstack.images.image_file import DIGEST_SIZE, decode, truncate, write
+from smallstack.images.image_file import read, truncate, write
 from smallstack.images.names import ROOT, check_directory, check_name, parent
 from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Directory, DirectoryMetadata, Image
@@ -371,13 +371,11 @@ class ImageCatalogue:
             visit(name, image)
 
     def _read(self, name: str) -> tuple[Image, bytes]:
-        data = (self.directory / name).read_bytes()
-        return decode(data, Image), data[-DIGEST_SIZE:]
+        return read(self.directory / name, Image)
 
     def _read_metadata(self, directory: str) -> DirectoryMetadata:
         try:
-            data = (self.directory / directory / METADATA).read_bytes()
-            return decode(data, DirectoryMetadata)
+            return read(self.directory / directory / METADATA, DirectoryMetadata)[0]
         except FileNotFoundError:
             return DirectoryMetadata()
         except SmallStackError as error:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 from smallstack.durable import replace_file
 from smallstack.images.errors import RefusedError
@@ -12,19 +12,34 @@ from smallstack.srpc.gob import Decoder, Encoder
 
 T = TypeVar("T")
 DIGEST_SIZE: Final = 64
+PIECE: Final = 1 << 20
+"""Bytes of a file that are read at a time."""
 
 
-def decode(data: bytes, kind: type[T]) -> T:
-    """The value in a file's bytes; raises RefusedError, GobError."""
-    body = memoryview(data)[:-DIGEST_SIZE]
-    if not body or hashlib.sha512(body).digest() != data[-DIGEST_SIZE:]:
+def read(path: Path, kind: type[T]) -> tuple[T, bytes]:
+    """The value in a file, and its digest.
+
+    The file is read a piece at a time: of a large tree only its tables are ever there whole.
+    Raises RefusedError, GobError, OSError.
+    """
+    with path.open("rb") as file:
+        return read_from(file, os.fstat(file.fileno()).st_size, kind)
+
+
+def read_from(file: BinaryIO, size: int, kind: type[T]) -> tuple[T, bytes]:
+    """`read`, from an open file of ``size`` bytes."""
+    hasher, decoder, left = hashlib.sha512(), Decoder(IMAGE), size - DIGEST_SIZE
+    while left > 0 and (piece := file.read(min(PIECE, left))):
+        hasher.update(piece)
+        decoder.feed(piece)
+        left -= len(piece)
+    digest = file.read(DIGEST_SIZE)
+    if left or hasher.digest() != digest:
         raise RefusedError(text="its checksum is wrong: the file is damaged")
-    decoder = Decoder(IMAGE)
-    decoder.feed(body)
     value = decoder.decode(kind)
     if value is NEED_MORE:
         raise RefusedError(text="it ends too early: the file is damaged")
-    return value
+    return value, digest
 
 
 def write(path: Path, value: object, *, exclusive: bool) -> bytes:

@@ -57,6 +57,8 @@ cdef extern from "gob.h" nogil:
     void gob_buffer_free(gob_buffer *)
     int gob_buffer_reserve(gob_buffer *, size_t)
     void gob_write(gob_buffer *, const void *, size_t)
+    void gob_move(void *, const void *, size_t)
+    void gob_write_moved(gob_buffer *, const void *, size_t)
     void gob_write_uint(gob_buffer *, uint64_t)
     void gob_write_int(gob_buffer *, int64_t)
     void gob_write_bytes(gob_buffer *, const void *, size_t)
@@ -81,7 +83,7 @@ cdef extern from "gob_tree.h" nogil:
         size_t first_len
         const uint8_t *rest
         size_t rest_len
-    int gob_tree_read(const gob_types *, uint32_t, gob_cursor *, uint64_t, gob_tree *)
+    int gob_tree_read(const gob_types *, uint32_t, gob_cursor *, uint64_t, int, gob_tree *)
     void gob_tree_free(gob_tree *)
     int gob_tree_kind_of(const ss_inode *)
     int gob_tree_write(const ss_inode *, uint32_t, const ss_entry *, const uint8_t *, uint64_t,

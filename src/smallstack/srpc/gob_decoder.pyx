@@ -330,7 +330,8 @@ cdef class Decoder:
         if self.flat.len + length > <uint64_t>self.limits.value:
             raise GobError(what=f"a value is above the limit of {self.limits.value} bytes")
         self.spilled = True
-        gob_write(&self.flat, begin, length)
+        # A message that is in ``flat`` is not read again: a large value is not held twice.
+        gob_write_moved(&self.flat, begin, length)
         if self.flat.failed:
             raise MemoryError
         return 0

@@ -5,7 +5,7 @@
 All reading goes over contiguous bytes in which no definitions are left; see ``gob_decoder``.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free
 from cpython.object cimport PyObject
@@ -427,8 +427,18 @@ cdef class _InterfaceReader(Reader):
         return data.table.reader(member, index).read(data)
 
 
+cdef bytes _taken(gob_buffer *table, uint64_t length):
+    """The first bytes of a table; the table is then no more."""
+    cdef bytes taken = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+    cdef char *to = PyBytes_AS_STRING(taken)
+    with nogil:
+        gob_move(to, table.data, length)
+    gob_buffer_free(table)
+    return taken
+
+
 cdef class _TreeReader(Reader):
-    """A file-system tree, straight into its packed tables."""
+    """A file-system tree, straight into its packed tables; its input is dropped as it is read."""
 
     cdef object read(self, Input data):
         cdef gob_tree tree
@@ -438,7 +448,7 @@ cdef class _TreeReader(Reader):
         cdef gob_cursor cursor = data.cursor
         cdef uint64_t max_inodes = data.max_inodes
         with nogil:
-            result = gob_tree_read(types, type, &cursor, max_inodes, &tree)
+            result = gob_tree_read(types, type, &cursor, max_inodes, True, &tree)
             if result == 0:
                 inodes = <uint32_t>(tree.inodes.len // sizeof(ss_inode))
                 entries = <uint32_t>(tree.entries.len // sizeof(ss_entry))
@@ -456,12 +466,9 @@ cdef class _TreeReader(Reader):
             check(result)
             data.cursor = cursor
             return FileSystem(
-                PyBytes_FromStringAndSize(<const char *>tree.inodes.data,
-                                          inodes * sizeof(ss_inode)),
-                PyBytes_FromStringAndSize(<const char *>tree.entries.data,
-                                          entries * sizeof(ss_entry)),
-                PyBytes_FromStringAndSize(<const char *>tree.blob.data,
-                                          <Py_ssize_t>tree.blob.len),
+                _taken(&tree.inodes, inodes * sizeof(ss_inode)),
+                _taken(&tree.entries, entries * sizeof(ss_entry)),
+                _taken(&tree.blob, tree.blob.len),
                 num_regular_inodes=tree.num_regular_inodes,
                 total_data_bytes=tree.total_data_bytes,
                 directory_count=tree.directory_count,

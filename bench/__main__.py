@@ -53,7 +53,7 @@ def _run() -> int:
     rpc.add_argument("--json", type=Path, help="all samples and the host's facts")
     rpc.add_argument("-n", type=int, default=3, help="runs of each load (default 3)")
     rpc.add_argument("--seconds", type=float, default=3.0, help="of one run (default 3)")
-    rpc.add_argument("--creates", type=int, default=7, help="creates each way (default 7)")
+    rpc.add_argument("--creates", type=int, default=12, help="creates each way (default 12)")
     rpc.add_argument("--idle", type=int, default=10_000, help="idle connections (default 10000)")
     rpc.add_argument("--only", default="", help="only loads with this in their name, nothing else")
 

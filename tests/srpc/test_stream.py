@@ -155,10 +155,14 @@ async def test_tls_failures_say_why(certificates: Certificates) -> None:
 @pytest.mark.parametrize("json", [False, True], ids=["gob", "json"])
 async def test_values_and_raw_bytes_in_any_pieces(json: bool) -> None:
     """What is sent is cut at every place once; nothing is read too far or too short."""
-    sample = Connection()
-    sample.json = json
     sent: list[bytes] = []
-    sample.write = sent.append  # type: ignore[method-assign, assignment]
+
+    class Sample(Connection):
+        def write(self, data: bytes) -> None:
+            sent.append(data)
+
+    sample = Sample()
+    sample.json = json
     sample.encode(hypervisor.GetVmInfoRequest(ip_address="198.51.100.1"))
     sample.write(b"\nraw")
     sample.encode(hypervisor.GetVmInfoRequest(ip_address="198.51.100.2"))

@@ -159,6 +159,8 @@ class Listener:
 class _Accepted(Connection):
     """A connection that gives itself to its listener."""
 
+    __slots__ = ("_listener",)
+
     def __init__(self, listener: Listener) -> None:
         super().__init__()
         self._listener = listener

@@ -51,6 +51,17 @@ class Decoder(Protocol):
 class Connection(Stream):
     """One stream with codecs. ``peer`` is who is at the other end, for servers."""
 
+    __slots__ = (
+        "_decoder",
+        "_encoder",
+        "_late_newline",
+        "json",
+        "limits",
+        "moved",
+        "peer",
+        "peer_with_access",
+    )
+
     def __init__(self) -> None:
         super().__init__()
         self.peer: Peer = _NOBODY

@@ -164,6 +164,8 @@ class LocalDoor:
 class _Arrival(Connection):
     """A connection that shows itself to the door."""
 
+    __slots__ = ("_door",)
+
     def __init__(self, door: LocalDoor) -> None:
         super().__init__()
         self._door = door

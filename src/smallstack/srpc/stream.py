@@ -54,6 +54,31 @@ def set_socket_options(sock: socket.socket) -> None:
 class Stream(asyncio.Protocol):
     """The stream. One task reads and one writes at a time."""
 
+    __slots__ = (
+        "_buffer",
+        "_dropped",
+        "_eof",
+        "_error",
+        "_gone",
+        "_loop",
+        "_lost",
+        "_pending",
+        "_pending_size",
+        "_reader",
+        "_reading_paused",
+        "_received",
+        "_since_turn",
+        "_sink",
+        "_tls",
+        "_transport",
+        "_writer",
+        "_writing_paused",
+        "is_local",
+        "patience",
+        "remote_host",
+        "remote_port",
+    )
+
     def __init__(self) -> None:
         self.patience: Patience | None = None
         """How long a line may take, a block or a flush go on without a byte; None: no limit."""

@@ -16,6 +16,8 @@ RECORD: Final = 16 * 1024
 class TlsSession:
     """One side of a session. Whatever a method does, `outgoing` may have bytes for the peer."""
 
+    __slots__ = ("_incoming", "_outgoing", "ready", "ssl")
+
     def __init__(self, context: ssl.SSLContext, server_side: bool) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)

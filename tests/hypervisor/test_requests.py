@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallstack.hypervisor.checks import announced_bytes, check_create, check_hostname
+from smallstack.hypervisor.checks import (
+    announced_bytes,
+    check_create,
+    check_hostname,
+    format_asked,
+)
 from smallstack.hypervisor.errors import (
     NoImageError,
     NotAuthenticatedError,
@@ -21,13 +26,15 @@ from smallstack.proto.enums import (
     ConsoleType,
     MachineType,
     State,
+    VolumeFormat,
     VolumeInterface,
     VolumeType,
     WatchdogAction,
     WatchdogModel,
 )
-from smallstack.proto.hypervisor.every import CreateVmRequest
+from smallstack.proto.hypervisor.every import CreateVmRequest, OwnCreateVmRequest
 from smallstack.proto.vm import VmInfo, Volume
+from smallstack.volumes.foreign.formats import DiskFormat
 
 USER = Peer(username="someone")
 POWER = Peer(username="someone", have_method_access=True)
@@ -70,8 +77,25 @@ BAD: list[tuple[Callable[[], CreateVmRequest], type[Exception], str]] = [
     (lambda: request(user_data_size=1 << 40), RequestError, "bytes of user data: at most"),
     (lambda: request(roundup_power=70), RequestError, "RoundupPower: 70: at most 40"),
     (lambda: request(image_name=""), NoImageError, "no image specified"),
-    (lambda: request(image_name="", image_data_size=1), NotSupportedError, "a root volume sent"),
-    (lambda: request(image_name="", image_url="u"), NotSupportedError, "an image by URL"),
+    (lambda: request(image_name="", image_url="u"), RequestError, "write http://HOST"),
+    (
+        lambda: request(image_name="", image_data_size=1, overlay_files={"f": b""}),
+        RequestError,
+        "overlay files go only over an image of the image server",
+    ),
+    (lambda: request(image_name="", minimum_free_bytes=1 << 63), RequestError, "an empty root of"),
+    (
+        lambda: request(image_name="", image_data_size=1, volumes=[Volume(size=1 << 63)]),
+        RequestError,
+        "a root of 9223372036854775808 bytes",
+    ),
+    (
+        lambda: OwnCreateVmRequest(
+            image_format="vhdx", vm_info=request(image_name="", image_url="http://h/").vm_info
+        ),
+        RequestError,
+        "there is no image format 'vhdx': there are auto, raw, qcow2, vmdk, vdi",
+    ),
     (lambda: request(machine_type=MachineType.VIRT), NotSupportedError, "machine type virt"),
     (lambda: request(architecture_type=ArchitectureType.ARM64), NotSupportedError, "arm64"),
     (lambda: request(enable_netboot=True), NotSupportedError, "booting from the network"),
@@ -97,6 +121,16 @@ def test_refusals(number: int) -> None:
         check_create(make(), USER)
     assert text in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_an_image_is_looked_at_only_for_those_who_ask() -> None:
+    """What upstream's client sends is what upstream takes it for, whatever a guest wrote there."""
+    assert format_asked(request()) is DiskFormat.RAW
+    qcow2 = request(volumes=[Volume(format=VolumeFormat.QCOW2)])
+    assert format_asked(qcow2) is DiskFormat.QCOW2
+    asked = OwnCreateVmRequest(image_format="auto")
+    assert format_asked(asked) is None
+    assert format_asked(OwnCreateVmRequest(image_format="vdi")) is DiskFormat.VDI
 
 
 def test_more_processors_than_there_are() -> None:

@@ -53,6 +53,10 @@ def test_whole_ones(tmp_path: Path) -> None:
         (tmp_path / "none", memory),
     )
     check_volume_files(wanted, QCOW2)
+    # What cannot be made again has to be there.
+    lost = AgentRecord(root=Layer(format="qcow2", backing="/nonexistent/imported-1"))
+    with pytest.raises(VolumeFileError, match=r"the imported image under it, .* is gone"):
+        check_volume_files(wanted, lost)
 
 
 @pytest.mark.parametrize(

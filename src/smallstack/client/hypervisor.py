@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from smallstack.client.errors import ServiceError
-from smallstack.client.service import ServiceClient, Source, receive
+from smallstack.client.errors import ServiceError, SourceError
+from smallstack.client.service import Sent, ServiceClient, Source, receive
 from smallstack.proto import hypervisor as proto
 from smallstack.proto.vm import Subnet, VmInfo
 from smallstack.srpc.connection import Connection
@@ -27,22 +27,26 @@ class HypervisorClient(ServiceClient):
         request: proto.create.CreateVmRequest,
         image_data: bytes | Path | None = None,
         user_data: bytes | Path = b"",
+        sent: Sent | None = None,
     ) -> AsyncGenerator[proto.create.CreateVmResponse, None]:
         """Create a VM: every message as it comes, the last one has ``final`` and the address.
 
-        ``image_data`` is a raw root volume to send instead of naming an image. Their sizes are
-        filled into the request. A VM that is not acknowledged (`acknowledge_vm`) within 15 s of
-        the last message is destroyed. Leaving the iterator early gives the creation up.
+        ``image_data`` is a disk image to send instead of naming an image; ``sent`` hears how much
+        of it has gone. Their sizes are filled into the request. A VM that is not acknowledged
+        (`acknowledge_vm`) within 15 s of the last message is destroyed. Leaving the iterator early
+        gives the creation up. Raises SourceError for what cannot be sent.
         """
         sources = [Source(user_data)]
         request.user_data_size = sources[0].size
         if image_data is not None:
             sources.insert(0, Source(image_data))
+            if not sources[0].size:
+                raise SourceError(name=image_data, detail="it is empty, or no regular file")
             request.image_data_size = sources[0].size
         failure = ""
         async with self.client.raw("Hypervisor.CreateVm") as conn:
             conn.encode(request)
-            sending = asyncio.ensure_future(_send(conn, sources))
+            sending = asyncio.ensure_future(_send(conn, sources, sent))
             try:
                 while True:
                     try:
@@ -230,7 +234,8 @@ class HypervisorClient(ServiceClient):
         self.check(reply)
 
 
-async def _send(conn: Connection, sources: Sequence[Source]) -> None:
+async def _send(conn: Connection, sources: Sequence[Source], sent: Sent | None) -> None:
+    """Send the user data, or an image before them, which ``sent`` hears of."""
     await conn.flush()
     for source in sources:
-        await source.send(conn)
+        await source.send(conn, sent if source is not sources[-1] else None)

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeVar
 
@@ -15,6 +15,8 @@ from smallstack.telemetry.errors import describe
 T = TypeVar("T")
 CHUNK: Final = 256 * 1024
 """Bytes read from a file and sent at a time."""
+Sent = Callable[[int, int], None]
+"""Called with the bytes sent so far, and with all that there are to send."""
 
 
 class _HasError(Protocol):
@@ -87,8 +89,10 @@ class Source:
             except OSError as error:
                 raise SourceError(name=self._path, detail=describe(error)) from error
 
-    async def send(self, conn: Connection) -> None:
-        """Queue and flush it all. Raises SourceError, also when the file got shorter."""
+    async def send(self, conn: Connection, sent: Sent | None = None) -> None:
+        """Queue and flush it all; ``sent`` hears of it. Raises SourceError, also when the file got
+        shorter.
+        """
         if self._path is None:
             conn.write(self._data)
             await conn.flush()
@@ -98,15 +102,17 @@ class Source:
         except OSError as error:
             raise SourceError(name=self._path, detail=describe(error)) from error
         try:
-            await send_file(conn, fd, self.size)
+            await send_file(conn, fd, self.size, sent=sent)
         except OSError as error:
             raise SourceError(name=self._path, detail=describe(error)) from error
         finally:
             os.close(fd)
 
 
-async def send_file(conn: Connection, fd: int, size: int, offset: int = 0) -> None:
-    """Send ``size`` bytes of an open file, read in the thread pool.
+async def send_file(
+    conn: Connection, fd: int, size: int, offset: int = 0, sent: Sent | None = None
+) -> None:
+    """Send ``size`` bytes of an open file, read in the thread pool; ``sent`` hears of every piece.
 
     Raises OSError of the file; EOF before its time is one.
     """
@@ -119,6 +125,8 @@ async def send_file(conn: Connection, fd: int, size: int, offset: int = 0) -> No
         conn.write(data)
         await conn.flush()
         offset += len(data)
+        if sent is not None:
+            sent(size - (end - offset), size)
 
 
 async def receive(conn: Connection, size: int) -> AsyncGenerator[bytes, None]:

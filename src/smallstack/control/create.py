@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 
@@ -72,8 +73,11 @@ async def create(
     user_data: bytes,
     after: After,
     report: Report,
+    image_file: Path | None = None,
 ) -> Created:
     """Create one VM and wait as ``after`` says; ``report`` gets a line per event.
+
+    ``image_file`` is sent for its disk.
 
     Raises CreateError when the Hypervisor refuses, NoDhcpError and PortClosedError when the VM
     stands but did not come up; in those two cases it is acknowledged and kept.
@@ -83,7 +87,7 @@ async def create(
     async with await connect() as client:
         created.connect_started_ns = client.client.connect_started_ns
         try:
-            await _follow(client, request, user_data, created, report)
+            await _follow(client, request, user_data, created, report, image_file)
         except ServiceError as error:
             raise CreateError(address=address, reason=error.text) from error
         # Unacknowledged, the Hypervisor would destroy it after 15 s.
@@ -102,9 +106,11 @@ async def _follow(
     user_data: bytes,
     created: Created,
     report: Report,
+    image_file: Path | None,
 ) -> None:
     """Send the request and note what the Hypervisor says until its last message."""
-    async for reply in client.create_vm(request, user_data=user_data):
+    sent = _Sending(report)
+    async for reply in client.create_vm(request, image_file, user_data, sent):
         now = time.monotonic_ns()
         created.ip = reply.ip_address or created.ip
         if reply.progress_message:
@@ -118,6 +124,20 @@ async def _follow(
                 Phase(p.name, p.start_nanoseconds, p.start_nanoseconds + p.duration_nanoseconds)
                 for p in reply.timeline
             ]
+
+
+class _Sending:
+    """Tells how much of an image has been sent, a tenth at a time."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._told = 0
+
+    def __call__(self, sent: int, size: int) -> None:
+        step = sent * 10 // size
+        if step > self._told:
+            self._told = step
+            self._report(f"sent {sent >> 20} of {size >> 20} MiB of the image")
 
 
 def wait_dhcp(ip: str, timeout_ns: int, timed_out: bool, report: Report) -> None:

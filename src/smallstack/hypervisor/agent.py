@@ -24,6 +24,7 @@ from typing import Final
 
 from smallstack.hypervisor.errors import NoVmError, RecordError, VolumeFileError
 from smallstack.hypervisor.images import Images
+from smallstack.hypervisor.imports import Imports
 from smallstack.hypervisor.ledger import Ledger
 from smallstack.hypervisor.roots import Roots, RootWanted, label_of
 from smallstack.hypervisor.specs import Emulator, machine_spec
@@ -43,6 +44,7 @@ from smallstack.objects.cache import ObjectCache
 from smallstack.proto.enums import State
 from smallstack.proto.vm import LocalVmInfo
 from smallstack.telemetry.errors import describe
+from smallstack.volumes.brick import is_imported
 
 _log = logging.getLogger("smallstack.hypervisor")
 ACKNOWLEDGE_SECONDS: Final = 15.0
@@ -61,6 +63,7 @@ class Parts:
     roots: Roots
     wiring: Wiring
     emulator: Emulator
+    imports: Imports
 
 
 class Agent:
@@ -83,6 +86,8 @@ class Agent:
         self.on_change: list[Callable[[Vm], None]] = []
         self._nics: dict[str, list[Nic]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unreadable: set[str] = set()
+        """VMs whose records cannot be read; any brick may be under their layers."""
 
     # The registry.
 
@@ -218,7 +223,9 @@ class Agent:
 
     async def make_room(self, sizes: Sequence[int]) -> None:
         """Remove bricks that no VM needs, least used first, until ``sizes`` can be placed."""
-        unused = await asyncio.to_thread(self.parts.roots.unused_bricks, self._backings())
+        unused = await asyncio.to_thread(
+            self.parts.roots.unused_bricks, self._backings(), imported=not self._unreadable
+        )
         for directory, bricks in unused.items():
             for brick in bricks:
                 if self.parts.ledger.usable(directory) > sum(sizes):
@@ -233,6 +240,8 @@ class Agent:
         backing = vm.agent.root.backing
         if not backing or await asyncio.to_thread(Path(backing).exists):
             return
+        if is_imported(Path(backing)):
+            return  # nothing it could be made from: see `check_volume_files`
         _log.warning("%s: the brick %s is gone: making it again", vm.ip, backing)
         image = await self.parts.images.find(vm.info.image_name)
         wanted = RootWanted(
@@ -261,7 +270,7 @@ class Agent:
         """
         parts = self.parts
         directories = await asyncio.to_thread(lambda: list(parts.store.list()))
-        unreadable: set[str] = set()
+        unreadable = self._unreadable
         found: list[Vm] = []
         for directory in directories:
             try:

@@ -6,16 +6,25 @@ from smallstack.hypervisor.errors import (
     NotSupportedError,
     RequestError,
 )
+from smallstack.hypervisor.image_url import parse_image_url
 from smallstack.hypervisor.specs import check_supported
 from smallstack.network.subnets import Caller
-from smallstack.proto.enums import ArchitectureType, VolumeType
-from smallstack.proto.hypervisor.create import MAX_USER_DATA, CreateVmRequest
+from smallstack.proto.enums import ArchitectureType, VolumeFormat, VolumeType
+from smallstack.proto.hypervisor.create import (
+    IMAGE_FORMATS,
+    MAX_USER_DATA,
+    CreateVmRequest,
+    OwnCreateVmRequest,
+)
 from smallstack.proto.kinds import Word
+from smallstack.volumes.foreign.formats import DiskFormat
 
 MAX_TEXT = 4096
 """Characters of kernel options."""
 MAX_HOSTNAME, MAX_LABEL = 253, 63
 """Characters of a host name and of what is between its dots (RFC 1035, 2.3.4)."""
+MAX_DISK = 1 << 62
+"""Bytes of a disk; what the machine has is the ledger's to say."""
 MAX_ROUNDUP = 40
 """Root volumes are rounded up to a TiB at most."""
 
@@ -86,17 +95,53 @@ def announced_bytes(request: CreateVmRequest) -> int:
     return total
 
 
+def format_asked(request: CreateVmRequest) -> DiskFormat | None:
+    """How an image that is sent or named by its URL holds its disk; None: see what it is.
+
+    That is looked at only for a client that asks for it, as ours does. What upstream's sends is
+    taken as upstream takes it, qcow2 if the root volume's Format says so and else byte for byte: a
+    raw disk may be a guest's own, saved and restored, with any header that the guest has written.
+    """
+    asked = request.image_format if isinstance(request, OwnCreateVmRequest) else ""
+    if asked:
+        return None if asked == "auto" else DiskFormat(asked)
+    volumes = request.vm_info.volumes
+    qcow2 = bool(volumes) and volumes[0].format is VolumeFormat.QCOW2
+    return DiskFormat.QCOW2 if qcow2 else DiskFormat.RAW
+
+
+def _check_image(request: CreateVmRequest) -> None:
+    """An image that is none of the image server's: upstream's order of precedence.
+
+    Raises RequestError or NoImageError.
+    """
+    info = request.vm_info
+    asked = request.image_format if isinstance(request, OwnCreateVmRequest) else ""
+    if asked not in IMAGE_FORMATS:
+        known = ", ".join(IMAGE_FORMATS[1:])
+        raise RequestError(detail=f"there is no image format {asked!r}: there are {known}")
+    if not request.image_data_size and not info.image_url:
+        if not request.minimum_free_bytes:
+            raise NoImageError
+        if request.minimum_free_bytes > MAX_DISK:
+            raise RequestError(
+                detail=f"an empty root of {request.minimum_free_bytes} bytes: at most {MAX_DISK}"
+            )
+    if not request.image_data_size and info.image_url:
+        parse_image_url(info.image_url)
+    if info.volumes and info.volumes[0].size > MAX_DISK:
+        raise RequestError(detail=f"a root of {info.volumes[0].size} bytes: at most {MAX_DISK}")
+    if request.overlay_files or request.overlay_directories:
+        raise RequestError(
+            detail="overlay files go only over an image of the image server: leave them out"
+        )
+
+
 def _check_built(request: CreateVmRequest) -> None:
     """Refuse what this version does not do, and say what it does."""
     info = request.vm_info
     if not info.image_name:
-        if request.image_data_size or info.image_url or request.minimum_free_bytes:
-            if request.image_data_size:
-                asked = "a root volume sent with the request"
-            else:
-                asked = "an image by URL" if info.image_url else "an empty root volume"
-            raise NotSupportedError(asked=asked, instead="name an image of the image server")
-        raise NoImageError
+        _check_image(request)
     if request.secondary_volumes:
         raise NotSupportedError(asked="a secondary volume", instead="ask for the root volume alone")
     if any(volume.type is not VolumeType.PERSISTENT for volume in info.volumes):

@@ -6,7 +6,9 @@
                             image ─────┴► volumes ──┤            ├─► start ───┤
                                                     └─► network ─┘            └─► ready
 
-What stands one above the other is done at the same time. A step that fails, a client that goes
+What stands one above the other is done at the same time; user data come behind an image that the
+client sends, and wait for it. Such an image, or one by URL, becomes a brick before its size is
+known and a place is found for the VM (see imports). A step that fails, a client that goes
 away, and a crash (by the journal, at the next start) undo all of them in reverse: no tap, no file,
 no lease, no address is left. The create is over when the guest has its address (``ready``), or
 was not waited for; the journal is then removed, and the creator has 15 s to acknowledge.
@@ -19,7 +21,7 @@ is removed. ``settle`` makes the VM's own files durable while the guest boots.
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import Protocol
 from smallstack import steps
 from smallstack.durable import sync_directory
 from smallstack.hypervisor.agent import Agent
-from smallstack.hypervisor.checks import check_create
+from smallstack.hypervisor.checks import check_create, format_asked
 from smallstack.hypervisor.dhcp_wait import DhcpWait
 from smallstack.hypervisor.errors import (
     DisabledError,
@@ -36,10 +38,12 @@ from smallstack.hypervisor.errors import (
     SpaceError,
     VmExistsError,
 )
+from smallstack.hypervisor.image_url import parse_image_url
 from smallstack.hypervisor.images import KnownImage
+from smallstack.hypervisor.imports import ImageWanted
 from smallstack.hypervisor.roots import RootWanted, full_disk, label_of, size_of
 from smallstack.hypervisor.specs import kernel_arguments
-from smallstack.hypervisor.store import AgentRecord, remove_tree
+from smallstack.hypervisor.store import AgentRecord, Layer, remove_tree
 from smallstack.hypervisor.vm import Vm
 from smallstack.machine import process
 from smallstack.network.subnets import Caller, parse_ip
@@ -50,15 +54,20 @@ from smallstack.proto.vm import LocalVmInfo, LocalVolume, VmInfo, Volume
 from smallstack.steps import Action, Journal, NoUndo, PointHook, Steps, Together
 from smallstack.telemetry.errors import SmallStackError, describe
 from smallstack.telemetry.timeline import Timeline
+from smallstack.volumes.brick import Brick
 
 _log = logging.getLogger("smallstack.hypervisor")
 OPERATION = "create"
+SECTOR = 512
 Progress = Callable[[str, str], Awaitable[None]]
 """Called with a message and the VM's address, which is "" until the VM is being started."""
 
 
 class Announced(Protocol):
     """The bytes that the client said it sends behind its request; see service.Upload."""
+
+    def pieces(self, count: int) -> AsyncIterator[bytes]:
+        """The next ``count`` bytes."""
 
     async def skip(self, count: int) -> None:
         """Throw the next ``count`` bytes away."""
@@ -84,6 +93,10 @@ class Creation:
         self._announced: Announced | None = None
         self._progress: Progress = _silent
         self._image: KnownImage | None = None
+        self._brick: Brick | None = None
+        """The image, if it was made elsewhere."""
+        self._image_taken = asyncio.Event()
+        """Nothing of an image that the client sends is left on the connection."""
         self._dhcp: DhcpWait | None = None
 
     @property
@@ -113,6 +126,10 @@ class Creation:
             anonymous=self._agent.anonymous_creates,
             processors=self._parts.emulator.processors,
         )
+        if not request.vm_info.image_name and (
+            request.image_data_size or request.vm_info.image_url
+        ):
+            self._parts.imports.check(request.vm_info.image_url, request.image_data_size)
         self._request, self._caller = request, caller
         self._announced, self._progress = announced, progress
         await steps.run(self.steps(), self._journal, on_point)
@@ -240,17 +257,27 @@ class Creation:
         assert announced is not None
         directory = self.created.directory
         with self.timeline.phase("user data"), full_disk(directory.user_data):
-            await announced.skip(request.image_data_size)
+            await self._image_taken.wait()
             steps.inside()
             if request.user_data_size:
                 await announced.store(request.user_data_size, directory.user_data)
             await asyncio.to_thread(directory.write_request, request)
 
-    # image: its tree; objects are fetched when it is known which are needed.
+    # image: its tree; objects are fetched when it is known which are needed. Or a whole disk.
 
     async def _get_image(self) -> None:
         await self._progress("getting image", "")
-        request = self._request
+        request, announced = self._request, self._announced
+        assert announced is not None
+        if not request.vm_info.image_name:
+            if request.image_data_size or request.vm_info.image_url:
+                await self._import_image()
+            else:
+                steps.inside()  # the root is empty
+            self._image_taken.set()
+            return
+        await announced.skip(request.image_data_size)
+        self._image_taken.set()
         with self.timeline.phase("get image"):
             steps.inside()
             self._image = await self._parts.images.find(
@@ -258,18 +285,54 @@ class Creation:
             )
         self.created.info.image_name = self._image.name
 
+    async def _import_image(self) -> None:
+        request, vm = self._request, self.created
+        url, indices = request.vm_info.image_url, request.storage_indices
+        sent = request.image_data_size
+        uid, gid = self._parts.emulator.user(vm.agent.slot)
+        wanted = ImageWanted(
+            format_asked(request),
+            (uid, gid) if uid is not None and gid is not None else None,
+            url=None if sent else parse_image_url(url),
+            sent=self._announced if sent else None,
+            size=sent,
+            index=indices[0] if indices else None,
+        )
+
+        async def progress(message: str) -> None:
+            await self._progress(message, "")
+
+        with self.timeline.phase("get image"):
+            imports = self._parts.imports
+            async with imports.get(wanted, progress, self._agent.make_room) as brick:
+                self._brick = brick
+                # From here on it is this VM's, and is not removed for room.
+                vm.agent.root = Layer(backing=str(brick.path.absolute()))
+            steps.inside()
+
     # volumes: where the root goes, its space, its directory.
 
-    async def _volumes(self) -> None:
-        request, image, vm = self._request, self._image, self.created
-        assert image is not None
-        with self.timeline.phase("volumes"):
-            size = size_of(
+    def _size(self) -> int:
+        """Bytes of the root disk: of a disk that was made elsewhere at least its own."""
+        request, image = self._request, self._image
+        if image is not None:
+            return size_of(
                 image,
                 request.minimum_free_bytes,
                 request.roundup_power,
                 request.vm_info.firmware_type,
             )
+        volumes = request.vm_info.volumes
+        if self._brick is not None:
+            wanted = max(self._brick.size, volumes[0].size if volumes else 0)
+        else:
+            wanted = request.minimum_free_bytes
+        return -(-wanted // SECTOR) * SECTOR
+
+    async def _volumes(self) -> None:
+        request, vm = self._request, self.created
+        with self.timeline.phase("volumes"):
+            size = self._size()
             where = await self._place(size)
             asked = request.vm_info.volumes
             interface = asked[0].interface if asked else Volume().interface
@@ -284,12 +347,20 @@ class Creation:
 
     async def _place(self, size: int) -> Path:
         ledger, request = self._parts.ledger, self._request
-        spread, indices = request.vm_info.spread_volumes, request.storage_indices
+        place = partial(
+            ledger.place,
+            self._ip,
+            [size],
+            spread=request.vm_info.spread_volumes,
+            indices=request.storage_indices,
+            # Over a brick of its own file system a layer may share its blocks.
+            within=self._brick.path.parent.parent if self._brick is not None else None,
+        )
         try:
-            return ledger.place(self._ip, [size], spread=spread, indices=indices)[0]
+            return place()[0]
         except SpaceError:
             await self._agent.make_room([size])
-            return ledger.place(self._ip, [size], spread=spread, indices=indices)[0]
+            return place()[0]
 
     async def _undo_volumes(self) -> None:
         for directory in self._parts.ledger.directories:
@@ -300,7 +371,15 @@ class Creation:
 
     async def _root(self) -> None:
         vm, image, request = self.created, self._image, self._request
-        assert image is not None
+        if image is None:
+            path = Path(vm.record.volume_locations[0].filename)
+            size = vm.info.volumes[0].size
+            vm.agent.root = await self._parts.roots.make_plain(
+                self._brick, path, size, self.timeline
+            )
+            with full_disk(vm.directory.path):
+                await asyncio.to_thread(vm.directory.write_agent, vm.agent, sync=False)
+            return
         await self._progress(f"unpacking image: {image.name}", "")
         wanted = RootWanted(
             image=image,
@@ -367,6 +446,8 @@ class Creation:
         files = [Path(location.filename) for location in vm.record.volume_locations]
         with self.timeline.phase("settle"), full_disk(vm.directory.path):
             await asyncio.to_thread(_sync, files, vm.directory.path)
+            if self._brick is not None:
+                await self._parts.roots.durable(self._brick)
             steps.inside()
             vm.durable = True
             await vm.save()

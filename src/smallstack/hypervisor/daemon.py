@@ -24,7 +24,9 @@ from smallstack.hypervisor.agent import ACKNOWLEDGE_SECONDS, Agent, Parts
 from smallstack.hypervisor.create import recover_all
 from smallstack.hypervisor.errors import HypervisorError
 from smallstack.hypervisor.host import GIB, LocalHost
+from smallstack.hypervisor.image_url import UrlPolicy
 from smallstack.hypervisor.images import Images
+from smallstack.hypervisor.imports import MAX_IMAGE, Imports
 from smallstack.hypervisor.ledger import Ledger
 from smallstack.hypervisor.pages import add_metrics, add_pages
 from smallstack.hypervisor.roots import Roots
@@ -84,6 +86,18 @@ OBJECT_COMPRESSION = Setting(
     "auto",
     "ask the image server for objects by zstd: auto leaves that for one on this machine",
 )
+IMAGE_URL_HOSTS: Setting[tuple[str, ...]] = Setting(
+    "image_url_hosts", words, ("*",), "hosts of images by URL: names, *.name, * for any; or none"
+)
+LOCAL_IMAGES_DIRECTORY = Setting(
+    "local_images_directory", text, "", "directory for images by file: URL; default: none"
+)
+IMAGE_CA_FILE = Setting(
+    "image_ca_file", text, "", "authority of images' https servers; default: the system's"
+)
+MAX_IMAGE_SIZE = Setting(
+    "max_image_size", size, MAX_IMAGE, "bytes of an image sent or by URL, as it comes and unpacked"
+)
 ACCELERATOR = Setting("accelerator", choice("auto", "kvm", "tcg"), "auto", "how guests run")
 QEMU = Setting("qemu", text, "qemu-system-x86_64", "the emulator's program")
 QEMU_USER = Setting("qemu_user", text, "", "one user for every QEMU; default: one for each VM")
@@ -124,6 +138,10 @@ SETTINGS: list[Setting[object]] = [
         BRIDGE_ADDRESS,
         OBJECT_CACHE_SIZE,
         OBJECT_COMPRESSION,
+        IMAGE_URL_HOSTS,
+        LOCAL_IMAGES_DIRECTORY,
+        IMAGE_CA_FILE,
+        MAX_IMAGE_SIZE,
         ACCELERATOR,
         QEMU,
         QEMU_USER,
@@ -246,6 +264,11 @@ async def _open_agent(values: Values, store: Store) -> Agent:
         )
         loaders = BootLoaders(store.boot_loaders)
         roots = await asyncio.to_thread(Roots, directories, cache, images, loaders)
+        local = values[LOCAL_IMAGES_DIRECTORY]
+        policy = UrlPolicy(
+            values[IMAGE_URL_HOSTS], Path(local) if local else None, values[IMAGE_CA_FILE]
+        )
+        imports = await asyncio.to_thread(Imports, roots, ledger, policy, values[MAX_IMAGE_SIZE])
         vms: list[Agent] = []
         wiring = await Wiring.open(
             book,
@@ -256,7 +279,7 @@ async def _open_agent(values: Values, store: Store) -> Agent:
             None if values[INSECURE] else values[PORT],
         )
         agent = Agent(
-            Parts(store, ledger, book, cache, images, roots, wiring, emulator),
+            Parts(store, ledger, book, cache, images, roots, wiring, emulator, imports),
             anonymous_creates=values[INSECURE],
         )
         vms.append(agent)

@@ -100,7 +100,7 @@ class ImageServerError(HypervisorError):
 
 
 class NoImageError(HypervisorError):
-    """no image specified: name an image of the image server, or a directory of images"""
+    """no image specified: name an image of the image server, a URL or a file"""
 
 
 class ImageMissingError(HypervisorError):

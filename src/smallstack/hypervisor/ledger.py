@@ -88,6 +88,7 @@ class Ledger:
         self.directories = list(directories)
         self.holdings: dict[str, Holding] = {}
         self._owed: list[Address] = []
+        self._expected: dict[Path, tuple[Path, int]] = {}
         self._cache_directory = cache_directory
         self._cache_unused = cache_unused
 
@@ -186,12 +187,13 @@ class Ledger:
         *,
         spread: bool = False,
         indices: Sequence[int] = (),
+        within: Path | None = None,
     ) -> list[Path]:
         """A volume directory for each size in bytes, entered into the VM's holding.
 
         The first directory with room, from the position of the volume before; ``spread`` goes on
-        to the next one each time; ``indices`` force it. Raises NoStorageError, SpaceError or
-        StorageIndexError.
+        to the next one each time; ``indices`` force it, ``within`` forces the first one's. Raises
+        NoStorageError, SpaceError or StorageIndexError.
         """
         if not self.directories:
             raise NoStorageError
@@ -200,7 +202,12 @@ class Ledger:
         position = 0
         chosen: list[Path] = []
         for number, size in enumerate(sizes):
-            if number < len(indices):
+            if number == 0 and within is not None:
+                index = self.directories.index(within)
+                if not self._fits(size, index, usable, devices):
+                    left = max(0, usable[devices[within]])
+                    raise SpaceError(size=format_bytes(size), left=format_bytes(left))
+            elif number < len(indices):
                 index = indices[number]
                 if index >= len(self.directories) or not self._fits(size, index, usable, devices):
                     raise StorageIndexError(index=index, size=format_bytes(size))
@@ -229,6 +236,24 @@ class Ledger:
             self.holdings[ip].volumes = []
             self.holdings[ip].directories = []
 
+    def expect(self, directory: Path, file: Path, size: int) -> None:
+        """Keep room for a file of no VM that is being written: it will take ``size`` bytes.
+
+        ``directory`` is the volume directory that it is in. It may be called again with more.
+        Raises SpaceError; then nothing has changed.
+        """
+        _, had = self._expected.get(file, (directory, 0))
+        if size <= had:
+            return
+        left = self.usable(directory)
+        if size - max(had, self.host.written(file)) >= left:
+            raise SpaceError(size=format_bytes(size), left=format_bytes(left))
+        self._expected[file] = (directory, size)
+
+    def complete(self, file: Path) -> None:
+        """A file that was expected is complete, or gone."""
+        self._expected.pop(file, None)
+
     def usable(self, directory: Path) -> int:
         """Bytes that could still be promised in a volume directory."""
         return max(0, self._usable()[self.host.space(directory).device])
@@ -245,6 +270,10 @@ class Ledger:
                 if device is not None:
                     promised[device] += size
                     unwritten[device] += max(0, size - self.host.written(file))
+        for file, (directory, size) in self._expected.items():
+            device = by_directory.get(directory)
+            if device is not None:
+                unwritten[device] += max(0, size - self.host.written(file))
         found = {}
         for device, space in spaces.items():
             free = space.available - unwritten[device] - self._kept_free(device)

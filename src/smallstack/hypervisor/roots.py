@@ -39,8 +39,15 @@ from smallstack.telemetry.timeline import Timeline
 from smallstack.volumes.bootloader import BootLoader, BootLoaders
 from smallstack.volumes.brick import Brick, BrickStore, brick_key
 from smallstack.volumes.errors import CorruptObjectError, LayerFullError
+from smallstack.volumes.foreign.sparse import SparseFile
 from smallstack.volumes.grub_config import GRUB_CONFIG, grub_config
-from smallstack.volumes.layer import LayerInfo, create_layer, fstab_line, root_label
+from smallstack.volumes.layer import (
+    LayerInfo,
+    create_layer,
+    create_plain_layer,
+    fstab_line,
+    root_label,
+)
 from smallstack.volumes.partition import scheme_of
 from smallstack.volumes.size import root_size
 
@@ -122,6 +129,20 @@ class Roots:
             format="raw" if info.format == "raw" else "qcow2",
             backing=str(info.backing or ""),
             loader=loader.name if loader is not None else "",
+        )
+
+    async def make_plain(
+        self, brick: Brick | None, path: Path, size: int, timeline: Timeline
+    ) -> Layer:
+        """Write the layer ``path`` of ``size`` bytes over a brick as it is, or an empty disk.
+
+        Raises DiskFullError, DiskError, LayerError.
+        """
+        with full_disk(path), timeline.phase("layer"):
+            info = await asyncio.to_thread(_plain_layer, brick, path, size)
+        return Layer(
+            format="raw" if info is None or info.format == "raw" else "qcow2",
+            backing=str(info.backing or "") if info is not None else "",
         )
 
     async def restore(self, wanted: RootWanted, loader: str) -> Brick:
@@ -210,16 +231,34 @@ class Roots:
                     wrong.append(hash_)
         return wrong
 
-    def unused_bricks(self, used: Iterable[str]) -> dict[Path, list[Brick]]:
-        """Bricks over which none of the layers with these backing files lies, oldest use first."""
+    def unused_bricks(
+        self, used: Iterable[str], *, imported: bool = True
+    ) -> dict[Path, list[Brick]]:
+        """Bricks over which none of the layers with these backing files lies, oldest use first.
+
+        Without ``imported`` only those that can be made again.
+        """
         keep = set(used)
         return {
             directory: sorted(
-                (b for b in store.list() if str(b.path.absolute()) not in keep),
+                (
+                    brick
+                    for brick in store.list()
+                    if str(brick.path.absolute()) not in keep and (imported or not brick.imported)
+                ),
                 key=lambda brick: brick.path.stat().st_atime_ns,
             )
             for directory, store in self._stores.items()
         }
+
+    @property
+    def stores(self) -> Mapping[Path, BrickStore]:
+        """The bricks of each volume directory."""
+        return self._stores
+
+    async def durable(self, brick: Brick) -> None:
+        """Wait until a brick is safe on disk. Raises VolumeWriteError."""
+        await self._stores[brick.path.parent.parent].durable(brick)
 
     async def remove_brick(self, directory: Path, brick: Brick, used: Iterable[str]) -> None:
         """Delete a brick, unless it is needed by now; ``used`` as above, of this moment."""
@@ -237,7 +276,12 @@ class Roots:
     def _using(self, wanted: RootWanted, loader: BootLoader | None) -> Iterator[None]:
         """Its brick stays meanwhile."""
         key = brick_key(wanted.image.digest, wanted.size, wanted.firmware, loader)
-        path = self._stores[wanted.path.parent.parent].directory / key
+        with self.holding(self._stores[wanted.path.parent.parent].directory / key):
+            yield
+
+    @contextmanager
+    def holding(self, path: Path) -> Iterator[None]:
+        """The brick at ``path`` stays meanwhile, whether it is there already or not."""
         self._in_use[path] += 1
         try:
             yield
@@ -296,6 +340,18 @@ def _layer(brick: Brick, wanted: RootWanted) -> LayerInfo:
         fstab=fstab_line(wanted.label),
         initial_image=wanted.image.name,
     )
+    steps.inside()
+    return info
+
+
+def _plain_layer(brick: Brick | None, path: Path, size: int) -> LayerInfo | None:
+    path.unlink(missing_ok=True)
+    if brick is not None:
+        info = create_plain_layer(brick, path, size)
+    else:
+        info = None
+        with SparseFile(path) as file:
+            file.extend(size)
     steps.inside()
     return info
 

@@ -103,7 +103,7 @@ class Service:
     async def _create(self, call: Call) -> None:
         conn = call.conn
         timeline = Timeline()
-        request = await conn.decode(proto.CreateVmRequest)
+        request = await conn.decode(proto.OwnCreateVmRequest)
         timeline.add("receive request", timeline.created_ns, timeline.now())
         upload = Upload(conn, announced_bytes(request))
         creation = Creation(self._agent, new_journal(self._agent.parts.store.journals), timeline)
@@ -122,9 +122,10 @@ class Service:
         except Exception as error:
             self._agent.creates["failed"] += 1
             text = _told(error, "CreateVm", call.peer)
-            await upload.drain()
             conn.encode(proto.CreateVmResponse(error=text))
             await conn.flush()
+            # Told at once, so that a client that listens need not send the rest; others do.
+            await upload.drain()
             return
         self._agent.creates["created"] += 1
         conn.encode(

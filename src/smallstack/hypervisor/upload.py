@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -21,10 +22,17 @@ class Upload:
         self.left = size
         self._conn = conn
 
+    async def pieces(self, count: int) -> AsyncIterator[bytes]:
+        """The next ``count`` bytes. Raises ConnectionClosedError, PeerStalledError."""
+        while count:
+            data = await self._some(count)
+            count -= len(data)
+            yield data
+
     async def skip(self, count: int) -> None:
         """Throw the next ``count`` bytes away. Raises ConnectionClosedError, PeerStalledError."""
-        while count:
-            count -= len(await self._some(count))
+        async for _ in self.pieces(count):
+            pass
 
     async def drain(self) -> None:
         """`skip` what is left, so that a refusal is read by a client that first sends all."""
@@ -41,10 +49,8 @@ class Upload:
             # Outlasted: nothing may write to a descriptor that is closed, or open one that nobody
             # closes.
             await outlast(asyncio.to_thread(os.open, path, flags, 0o600), opened.append)
-            while count:
-                data = await self._some(count)
+            async for data in self.pieces(count):
                 await outlast(asyncio.to_thread(_write, opened[0], data))
-                count -= len(data)
         finally:
             for fd in opened:
                 os.close(fd)

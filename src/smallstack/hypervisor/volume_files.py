@@ -1,6 +1,7 @@
 """Whether the files of a VM's volumes are what its record says. Reads a header of each, no more.
 
-qcow2: docs/interop/qcow2.txt of QEMU. A brick that is gone is no damage: it is made again.
+qcow2: docs/interop/qcow2.txt of QEMU. A brick that is gone is no damage: it is made again,
+unless it is a disk that was made elsewhere.
 """
 
 import os
@@ -12,6 +13,7 @@ from smallstack.hypervisor.store import AgentRecord
 from smallstack.proto.enums import VolumeFormat, VolumeType
 from smallstack.proto.vm import LocalVmInfo
 from smallstack.telemetry.errors import describe
+from smallstack.volumes.brick import is_imported
 
 _QCOW2 = struct.Struct(">4sIQIIQIIQ")
 """Magic, version, backing file's name and its length, cluster bits, size, encryption, L1 entries,
@@ -41,6 +43,10 @@ def check_volume_files(record: LocalVmInfo, agent: AgentRecord) -> None:
                 )
         except OSError as error:
             raise VolumeFileError(path=path, detail=describe(error)) from error
+    backing = Path(agent.root.backing)
+    if is_imported(backing) and not backing.exists():
+        detail = f"the imported image under it, {backing}, is gone"
+        raise VolumeFileError(path=locations[0].filename, detail=detail)
 
 
 def _check_qcow2(path: Path, size: int | None) -> None:

@@ -23,6 +23,10 @@ class TarError(SmallStackError):
     """cannot make an image of this archive: {detail}"""
 
 
+class CompressedDataError(SmallStackError):
+    """its {form} data {detail}"""
+
+
 class UnpackError(SmallStackError):
     """cannot unpack the image to {path}: {detail}"""
 

@@ -11,6 +11,10 @@ brick and names the host's boot. An agent that starts and finds the mark of the 
 the kernel still has every byte, and syncs again; the mark of another boot means that the host
 went down in between, and the brick is removed. It is made anew from the same inputs when it is next
 asked for, bit for bit, so a layer over it stays valid.
+
+A brick that was imported, a disk that others made, comes in by `adopt` in place of a build. Nothing
+it could be made from again is kept: its name begins with IMPORTED, and whoever lets a VM stay waits
+for `durable` before. What is known of where it came from is in ``KEY.note`` beside it.
 """
 
 import asyncio
@@ -26,7 +30,7 @@ from typing import Final, Protocol
 
 from blake3 import blake3
 
-from smallstack.durable import boot_id, private_directory
+from smallstack.durable import boot_id, private_directory, replace_file
 from smallstack.proto.enums import FirmwareType
 from smallstack.proto.filesystem import FileSystem
 from smallstack.telemetry.errors import describe
@@ -45,8 +49,12 @@ from smallstack.volumes.partition import Division, divide, write_parts
 WRITER_VERSION: Final = 1
 """Part of every brick's key: raised whenever the same inputs give other bytes."""
 
+IMPORTED: Final = "imported-"
+"""How the names of bricks begin that cannot be made again."""
+
 TEMPORARY: Final = ".~"
 PENDING: Final = ".pending"
+NOTE: Final = ".note"
 _log = logging.getLogger("smallstack.volumes")
 
 
@@ -71,6 +79,11 @@ class Brick:
     path: Path
     size: int
     key: str
+
+    @property
+    def imported(self) -> bool:
+        """Whether it was made elsewhere, so that it cannot be made again."""
+        return is_imported(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +113,20 @@ def brick_key(
     return hasher.hexdigest(length=20)
 
 
+def is_imported(path: Path) -> bool:
+    """Whether a brick's file is of a disk that others made, so that it cannot be made again."""
+    return path.name.startswith(IMPORTED)
+
+
+def imported_key(digest: str, form: str, image_format: str) -> str:
+    """The name of the brick of an image by the BLAKE3 of its bytes (hex), how they are compressed,
+    and how the image holds its disk.
+    """
+    hasher = blake3(b"smallstack imported brick")
+    hasher.update(f"{digest} {form} {image_format}".encode())
+    return IMPORTED + hasher.hexdigest(length=20)
+
+
 class BrickStore:
     """The bricks of one directory, which no other process uses.
 
@@ -114,6 +141,7 @@ class BrickStore:
         self._building: dict[str, asyncio.Task[Brick]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._unsynced: set[str] = set()
+        self._syncing: dict[str, asyncio.Task[None]] = {}
         self.layouts: dict[str, Layout] = {}
         try:
             private_directory(directory)
@@ -124,8 +152,11 @@ class BrickStore:
     def _clean(self) -> None:
         """Remove temporary files, and bricks that a crash of the host may have torn."""
         for path in list(self.directory.iterdir()):
-            if TEMPORARY in path.name:
+            if TEMPORARY in path.name or path.name.endswith("~"):
                 path.unlink()
+            elif path.name.endswith(NOTE):
+                if not path.with_name(path.name.removesuffix(NOTE)).exists():
+                    path.unlink()
             elif path.name.endswith(PENDING):
                 brick = path.with_name(path.name.removesuffix(PENDING))
                 if path.read_text() == self._boot_id and brick.exists():
@@ -159,6 +190,7 @@ class BrickStore:
         with suppress(FileNotFoundError):
             brick.path.replace(going)
         self._marker(brick.key).unlink(missing_ok=True)
+        self._note(brick.key).unlink(missing_ok=True)
         await asyncio.to_thread(going.unlink, missing_ok=True)
 
     async def get(
@@ -201,9 +233,82 @@ class BrickStore:
         with timeline.phase("unpack"):
             return await asyncio.shield(task)
 
+    def temporary(self) -> Path:
+        """A name for a file that is to be adopted; a start removes it if a kill left it."""
+        return self.directory / f"{os.urandom(8).hex()}{TEMPORARY}{os.getpid()}"
+
+    def imported(self, key: str) -> Brick | None:
+        """The imported brick of this name, or None."""
+        path = self.directory / key
+        try:
+            return Brick(path, path.stat().st_size, key)
+        except FileNotFoundError:
+            return None
+
+    async def adopt(self, temporary: Path, key: str) -> Brick:
+        """Make a finished file a brick, unless there is one of this key already; see `durable`.
+
+        The file is gone in either case. Raises VolumeWriteError.
+        """
+        brick = await asyncio.to_thread(self._adopt, temporary, key)
+        if self._marker(key).exists():
+            self._sync_of(key)
+        return brick
+
+    def _adopt(self, temporary: Path, key: str) -> Brick:
+        path = self.directory / key
+        try:
+            if path.exists():
+                temporary.unlink()
+            else:
+                temporary.chmod(0o400)
+                self._marker(key).write_text(self._boot_id)
+                temporary.rename(path)
+            return Brick(path, path.stat().st_size, key)
+        except OSError as error:
+            raise _write_error(path, error) from error
+
+    async def durable(self, brick: Brick) -> None:
+        """Wait until a brick is safe on disk. Raises VolumeWriteError; the brick is then gone:
+
+        the kernel reports lost writes once, and would not the next time.
+        """
+        if not await asyncio.to_thread(self._marker(brick.key).exists):
+            return
+        self._unsynced.discard(brick.key)
+        try:
+            await asyncio.shield(self._sync_of(brick.key))
+        except OSError as error:
+            await self.remove(brick)
+            raise _write_error(brick.path, error) from error
+
+    def _sync_of(self, key: str) -> asyncio.Task[None]:
+        """The one sync of a brick that is under way."""
+        task = self._syncing.get(key)
+        if task is None:
+            task = asyncio.create_task(asyncio.to_thread(self._sync_now, key))
+            self._syncing[key] = task
+            task.add_done_callback(lambda done: self._synced_now(key, done))
+        return task
+
+    def _synced_now(self, key: str, task: asyncio.Task[None]) -> None:
+        del self._syncing[key]
+        if not task.cancelled():
+            task.exception()  # seen: whoever needs the brick asks again
+
+    def write_note(self, brick: Brick, note: bytes) -> None:
+        """Keep what is known of where a brick came from. Blocks. Raises OSError."""
+        replace_file(self._note(brick.key), note, 0o600, sync=False)
+
+    def notes(self) -> dict[str, bytes]:
+        """All notes by key. Blocks. Raises OSError."""
+        paths = [path for path in self.directory.iterdir() if path.name.endswith(NOTE)]
+        return {path.name.removesuffix(NOTE): path.read_bytes() for path in paths}
+
     async def close(self) -> None:
         """Wait for builds and syncs that are under way."""
-        await asyncio.gather(*self._building.values(), *self._background, return_exceptions=True)
+        under_way = [*self._building.values(), *self._background, *self._syncing.values()]
+        await asyncio.gather(*under_way, return_exceptions=True)
 
     async def synced(self) -> None:
         """Wait until every finished brick is safe on disk."""
@@ -232,6 +337,9 @@ class BrickStore:
 
     def _marker(self, key: str) -> Path:
         return self.directory / (key + PENDING)
+
+    def _note(self, key: str) -> Path:
+        return self.directory / (key + NOTE)
 
     def _write(self, wanted: _Wanted, timeline: Timeline) -> Brick:
         """Write a brick under a temporary name, then give it its own. Runs in a thread."""

@@ -141,3 +141,17 @@ cdef class Edit:
         if rc < 0:
             raise OSError(-rc, os.strerror(-rc))
         return written
+
+
+def write_empty_qcow2(int fd, bytes backing_name, uint64_t size):
+    """Writes a qcow2 file of ``size`` bytes that shows ``backing_name``, and zeros behind its end.
+
+    Raises OSError as `Edit.write_qcow2`.
+    """
+    cdef uint64_t written = 0
+    cdef int rc
+    cdef const char *name = backing_name
+    with nogil:
+        rc = ss_qcow2_overlay(fd, name, size, NULL, 0, &written)
+    if rc < 0:
+        raise OSError(-rc, os.strerror(-rc))

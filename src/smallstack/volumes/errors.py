@@ -66,3 +66,12 @@ class LayerFullError(LayerError):
 
 class LayerPathError(LayerError):
     """overlay path {path!r}: {detail}"""
+
+
+class DiskImageError(VolumeError):
+    """image {name} cannot be a VM's disk: {detail}"""
+
+
+class ConverterMissingError(VolumeError):
+    """image {name} cannot be converted: {program} is not there; install qemu-utils and
+    util-linux"""

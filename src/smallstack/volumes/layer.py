@@ -20,7 +20,7 @@ from typing import Final
 
 from smallstack.telemetry.errors import describe
 from smallstack.volumes.brick import Brick, random_looking_uuid
-from smallstack.volumes.edit import Edit
+from smallstack.volumes.edit import Edit, write_empty_qcow2
 from smallstack.volumes.errors import LayerError, LayerFullError, LayerPathError
 from smallstack.volumes.partition import root_of
 
@@ -119,7 +119,22 @@ def create_layer(
                 edit.write(cleaned, data)
             if fstab or old is not None:
                 edit.write(FSTAB.encode(), fstab + (_fstab_of(edit) if old is None else old))
-        return _write(brick, source, edit, path, uuid, way, mode)
+        return _write(brick, source, edit, path, uuid, way, mode, brick.size)
+    finally:
+        os.close(source)
+
+
+def create_plain_layer(
+    brick: Brick, path: Path, size: int, *, way: Way = Way.AUTO, mode: int = 0o600
+) -> LayerInfo:
+    """Make the layer ``path`` (must not exist) over ``brick`` without any change to its content.
+
+    ``size``: bytes of the disk, the brick's or more; what is beyond the brick reads as zeros.
+    Nothing is synced. Raises LayerError; then no file is left.
+    """
+    source = _open(brick)
+    try:
+        return _write(brick, source, None, path, bytes(16), way, mode, size)
     finally:
         os.close(source)
 
@@ -171,7 +186,14 @@ def _errors(brick: Brick) -> Iterator[None]:
 
 
 def _write(
-    brick: Brick, source: int, edit: Edit, path: Path, uuid: bytes, way: Way, mode: int
+    brick: Brick,
+    source: int,
+    edit: Edit | None,
+    path: Path,
+    uuid: bytes,
+    way: Way,
+    mode: int,
+    size: int,
 ) -> LayerInfo:
     """Write the edit as ``path``, in the way asked for; AUTO: a reflink or else qcow2."""
     try:
@@ -180,11 +202,17 @@ def _write(
         raise LayerError(brick=brick.path, detail=describe(error), errno=error.errno) from error
     try:
         raw = _share(source, fd, way, brick.size)
-        if raw:
+        written = 0
+        if raw and edit is not None:
             written = edit.apply(fd)
+        elif raw:
+            os.ftruncate(fd, size)
         else:
             backing = os.fsencode(brick.path.absolute())
-            written = edit.write_qcow2(fd, backing, brick.size)
+            if edit is not None:
+                written = edit.write_qcow2(fd, backing, size)
+            else:
+                write_empty_qcow2(fd, backing, size)
     except BaseException as error:
         with suppress(OSError):
             path.unlink()
@@ -197,7 +225,7 @@ def _write(
         path=path,
         format="raw" if raw else "qcow2",
         backing=None if raw else brick.path.absolute(),
-        virtual_size=brick.size,
+        virtual_size=size,
         uuid=uuid,
         written=written,
     )

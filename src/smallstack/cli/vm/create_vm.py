@@ -15,8 +15,13 @@ from smallstack.cli.transcript import Transcript
 from smallstack.cli.vm.boot import boot_options
 from smallstack.control.create import After, Created, create
 from smallstack.proto.enums import FirmwareType, MachineType
-from smallstack.proto.hypervisor.create import MAX_USER_DATA, CreateVmRequest
-from smallstack.proto.vm import Address, VmInfo
+from smallstack.proto.hypervisor.create import (
+    IMAGE_FORMATS,
+    MAX_USER_DATA,
+    CreateVmRequest,
+    OwnCreateVmRequest,
+)
+from smallstack.proto.vm import Address, VmInfo, Volume
 
 MAX_OVERLAY = 32 << 20
 """Bytes of all overlay files: they travel in one message."""
@@ -26,6 +31,24 @@ MAX_OVERLAY = 32 << 20
 @click.option("--hostname", default="", help="host name; the Name tag when not given")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="repeatable")
 @click.option("--image-name", default="", help="image, or directory: then its latest image")
+@click.option(
+    "--image-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="disk image to send: raw, qcow2, VMDK or VDI, also compressed (gzip, xz, bzip2, zstd)",
+)
+@click.option(
+    "--image-url",
+    default="",
+    help="disk image for the Hypervisor to fetch by HTTP(S); #sha256=HEX behind it is checked",
+)
+@click.option(
+    "--image-format",
+    type=click.Choice(IMAGE_FORMATS[1:]),
+    default="auto",
+    show_default=True,
+    help="what the disk image is; auto: see its content",
+)
+@click.option("--root-size", type=Bytes(), default=0, help="least size of a root from a disk image")
 @click.option("--memory", type=Mebibytes(), default="1G", show_default=True)
 @click.option("--milli-cpus", type=click.IntRange(1, 4_096_000), default=250, show_default=True)
 @click.option(
@@ -91,7 +114,13 @@ def command(target: Target, /, **options: Any) -> None:
     async def work() -> Created:
         async with transcript.running():
             return await create(
-                connector(target), target.address, request, user_data, after, transcript.line
+                connector(target),
+                target.address,
+                request,
+                user_data,
+                after,
+                transcript.line,
+                options["image_file"],
             )
 
     created = run(work())
@@ -108,8 +137,17 @@ def make_request(options: dict[str, Any]) -> CreateVmRequest:
     if not hostname:
         raise click.UsageError("a VM needs a name: --hostname NAME or --tag Name=NAME")
     tags.setdefault("Name", hostname)
-    if not options["image_name"]:
-        raise click.UsageError("no image: --image-name NAME (see `imagetool list`)")
+    disk = bool(options["image_file"] or options["image_url"])
+    named = [name for name in ("image_name", "image_file", "image_url") if options[name]]
+    if not named:
+        raise click.UsageError(
+            "no image: --image-name NAME (see `imagetool list`), --image-file FILE or "
+            "--image-url URL"
+        )
+    if len(named) > 1:
+        raise click.UsageError(f"several images: leave --{named[1].replace('_', '-')} out")
+    if disk and options["overlay"]:
+        raise click.UsageError("an overlay goes only over --image-name: leave it out")
     info = VmInfo(
         address=Address(),
         destroy_protection=options["destroy_protection"],
@@ -117,6 +155,7 @@ def make_request(options: dict[str, Any]) -> CreateVmRequest:
         firmware_type=FirmwareType[options["firmware_type"].upper()],
         hostname=hostname,
         image_name=options["image_name"],
+        image_url=options["image_url"],
         machine_type=MachineType[options["machine_type"].upper()],
         memory_in_mib=options["memory"],
         milli_cpus=options["milli_cpus"],
@@ -125,19 +164,23 @@ def make_request(options: dict[str, Any]) -> CreateVmRequest:
         subnet_id=options["subnet_id"],
         tags=tags,
         virtual_cpus=options["virtual_cpus"],
+        volumes=[Volume(size=options["root_size"])] if disk and options["root_size"] else [],
     )
     directories, files = read_overlay(options["overlay"])
-    return CreateVmRequest(
-        dhcp_timeout=options["dhcp_timeout"],
-        do_not_start=options["do_not_start"],
-        image_timeout=options["image_timeout"],
-        minimum_free_bytes=options["min_free_bytes"],
-        overlay_directories=directories,
-        overlay_files=files,
-        roundup_power=options["roundup_power"],
-        skip_bootloader=not options["boot_loader"],
-        vm_info=info,
-    )
+    fields: dict[str, Any] = {
+        "dhcp_timeout": options["dhcp_timeout"],
+        "do_not_start": options["do_not_start"],
+        "image_timeout": options["image_timeout"],
+        "minimum_free_bytes": options["min_free_bytes"],
+        "overlay_directories": directories,
+        "overlay_files": files,
+        "roundup_power": options["roundup_power"],
+        "skip_bootloader": not options["boot_loader"],
+        "vm_info": info,
+    }
+    if disk:
+        return OwnCreateVmRequest(image_format=options["image_format"], **fields)
+    return CreateVmRequest(**fields)
 
 
 def read_user_data(path: Path | None) -> bytes:

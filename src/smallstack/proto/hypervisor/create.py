@@ -2,7 +2,7 @@
 
 # ruff: noqa: RUF012 - msgspec copies an empty list or dict for each instance
 
-from typing import Final
+from typing import ClassVar, Final
 
 from msgspec import field
 
@@ -12,6 +12,11 @@ from smallstack.proto.vm import VmInfo, Volume, VolumeInitialisationInfo
 
 MAX_USER_DATA: Final = 256 << 20
 """Bytes of user data that a VM can have."""
+
+IMAGE_FORMATS: Final = ("", "auto", "raw", "qcow2", "vmdk", "vdi")
+"""What can be said of an image that is sent or named by its URL. ``auto``: told from the content,
+compressed or not; ``raw``: every byte is the disk's; nothing: as upstream has it, qcow2 if the root
+volume's Format says so, else raw."""
 
 
 class AcknowledgeVmRequest(HypervisorMessage, kw_only=True):
@@ -51,6 +56,17 @@ class CreateVmRequest(HypervisorMessage, kw_only=True):
     storage_indices: Omit[list[Uint]] = []
     user_data_size: Omit[Uint64] = 0
     vm_info: Embedded[VmInfo] = field(default_factory=VmInfo)
+
+
+class OwnCreateVmRequest(CreateVmRequest, kw_only=True):
+    """The same with what upstream's has not; it is sent when something of that is asked for.
+
+    ``image_format`` is one of IMAGE_FORMATS.
+    """
+
+    go_type: ClassVar[str] = "CreateVmRequest"
+
+    image_format: Omit[str] = ""
 
 
 class TimelinePhase(HypervisorMessage, kw_only=True):

@@ -1,0 +1,235 @@
+"""Transfers from servers that lie, stall, hang up, go in circles and change their minds."""
+
+import asyncio
+import os
+import ssl
+from pathlib import Path
+
+import pytest
+
+from smallstack.hypervisor import download
+from smallstack.hypervisor.download import Validators, open_url
+from smallstack.hypervisor.image_url import ImageUrlError, UrlPolicy, parse_image_url
+from smallstack.identity import pki
+from tests.hypervisor.web import Asked, Server, file, head, redirect, says, serving
+
+DATA = os.urandom(4_000_000)
+CUT = 1_500_000
+"""More than the client holds unread, which a connection that breaks takes with it."""
+ETAG = 'ETag: "one"'
+LAST = len(DATA) - 1
+WEAK = 'ETag: W/"one"'
+MODIFIED = "Last-Modified: Mon, 06 Jul 2026 09:00:00 GMT"
+
+
+async def fetch(server: Server, path: str = "/x", known: Validators | None = None) -> bytes:
+    url = parse_image_url(server.url(path))
+    async with open_url(UrlPolicy(), url, known) as transfer:
+        assert not transfer.unchanged
+        return b"".join([piece async for piece in transfer.pieces()])
+
+
+async def refusal(server: Server, path: str = "/x") -> str:
+    with pytest.raises(ImageUrlError) as caught:
+        await fetch(server, path)
+    assert str(caught.value).startswith(f"cannot get image {server.url(path)}: ")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+async def test_a_file() -> None:
+    async with serving() as server:
+        server.answers = {
+            "/x": file(DATA),
+            "/chunked": file(DATA, chunked=True),
+            "/twice": redirect("/once", 307),
+            "/once": redirect(server.url("/x"), 301),
+        }
+        for path in ("/x", "/chunked", "/twice"):
+            assert await fetch(server, path) == DATA
+        assert {asked.headers["accept-encoding"] for asked in server.asked} == {"identity"}
+
+
+async def test_what_is_known_is_asked_for() -> None:
+    async with serving() as server:
+        server.answers["/x"] = file(DATA, ETAG, MODIFIED)
+        url = parse_image_url(server.url("/x"))
+        async with open_url(UrlPolicy(), url) as transfer:
+            known = transfer.validators
+            assert transfer.length == len(DATA)
+        assert known == Validators('"one"', MODIFIED.partition(": ")[2])
+        async with open_url(UrlPolicy(), url, known) as transfer:
+            assert transfer.unchanged
+        # One that takes no notice of the question, and one that has something else by now.
+        server.answers["/x"] = says(
+            head("200 OK", ETAG, MODIFIED, "Content-Length: 9") + b"123456789"
+        )
+        async with open_url(UrlPolicy(), url, known) as transfer:
+            assert transfer.unchanged
+        server.answers["/x"] = file(DATA, 'ETag: "two"', MODIFIED)
+        assert await fetch(server, known=known) == DATA
+
+
+@pytest.mark.parametrize("lines", [[ETAG], [ETAG, MODIFIED]])
+async def test_a_cut_transfer_is_gone_on_with(lines: list[str]) -> None:
+    async with serving() as server:
+        server.answers["/x"] = file(DATA, *lines, cut=[CUT, CUT + 1])
+        assert await fetch(server) == DATA
+        first, second = [int(a.headers["range"][6:-1]) for a in server.asked[1:]]
+        assert 0 < first <= CUT
+        assert first < second <= first + CUT + 1
+        assert {a.headers["if-range"] for a in server.asked[1:]} == {'"one"'}
+
+
+async def test_cuts_that_end_it() -> None:
+    async with serving() as server:
+        server.answers["/x"] = file(DATA, cut=[CUT])
+        assert "it was cut off after" in await refusal(server)
+        server.answers["/x"] = file(DATA, WEAK, cut=[CUT])
+        assert "it was cut off after" in await refusal(server)
+        assert len(server.asked) == 2
+        # Every attempt has to bring something.
+        server.answers["/x"] = file(DATA, ETAG, cut=[CUT, 10])
+        assert "it was cut off after" in await refusal(server)
+        server.answers["/x"] = file(DATA, ETAG, chunked=True, cut=[0])
+        assert "it was cut off after 0 bytes" in await refusal(server)
+        # More was announced than comes.
+        server.answers["/x"] = file(DATA, length=len(DATA) + 1)
+        assert f"it was cut off after {len(DATA)} bytes" in await refusal(server)
+
+
+async def test_another_image_in_the_middle() -> None:
+    async with serving() as server:
+
+        async def then(status: str, *lines: str) -> str:
+            """What comes of it when it is gone on with; ``{at}`` is from where."""
+            first = file(DATA, ETAG, cut=[CUT])
+
+            async def both(asked: Asked, writer: asyncio.StreamWriter) -> None:
+                if "range" not in asked.headers:
+                    await first(asked, writer)
+                    return
+                at = int(asked.headers["range"][6:-1])
+                writer.write(head(status, *(line.format(at=at, end=LAST) for line in lines)))
+
+            server.answers["/x"] = both
+            return await refusal(server)
+
+        rest = "Content-Length: 5"
+        changed = "it changed while it was being fetched"
+        assert changed in await then("200 OK", 'ETag: "two"', rest)
+        assert changed in await then(
+            "206 P", 'ETag: "two"', rest, "Content-Range: bytes {at}-{end}/4000000"
+        )
+        assert "its server cannot go on in the middle" in await then("200 OK", ETAG, rest)
+        for line in ("bytes 99999-{end}/4000000", "bytes {at}-5/7", "nonsense"):
+            told = await then("206 P", ETAG, rest, f"Content-Range: {line}")
+            assert "sends another part than was asked for" in told
+        assert "404 Gone" in await then("404 Gone", rest)
+
+
+async def test_a_server_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.2)
+    async with serving() as server:
+        stall = asyncio.Event()
+        server.answers["/x"] = file(DATA, ETAG, cut=[100], stall=stall)
+        assert "nothing came for 0.2 s" in await refusal(server)
+        # Cut off by the stall, gone on with after it.
+        server.answers["/x"] = file(DATA, ETAG, cut=[CUT], stall=stall)
+        assert await fetch(server) == DATA
+
+        async def silent(_asked: Asked, _writer: asyncio.StreamWriter) -> None:
+            await stall.wait()
+
+        server.answers["/x"] = silent
+        assert "127.0.0.1 does not answer" in await refusal(server)
+        stall.set()
+
+
+async def test_refusals() -> None:
+    async with serving() as server:
+        server.answers = {
+            "/none": says(head("404 Not Found", "Content-Length: 0")),
+            "/unasked": says(head("304 Not Modified")),
+            "/endless": says(b"HTTP/1.1 200 OK\r\n\r\nbytes without a length"),
+            "/circle": redirect("/circle2"),
+            "/circle2": redirect("/circle"),
+            "/nowhere": redirect(""),
+            "/away": redirect("file:///etc/passwd"),
+            "/link-local": redirect("http://169.254.169.254/latest/user-data"),
+            "/noise": says(b"\0" * 100_000),
+            "/long": says(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1_000_000),
+            "/closed": says(b""),
+            "/length": says(head("200 OK", "Content-Length: -5")),
+        }
+        for path, told in (
+            ("/none", "404 Not Found"),
+            ("/unasked", "304 Not Modified"),
+            ("/endless", "its server does not say how long it is"),
+            ("/circle", "it redirects more than 5 times"),
+            ("/nowhere", "it redirects more than 5 times"),
+            ("/away", "it redirects to file:"),
+            ("/link-local", "it is a link-local address"),
+            ("/noise", ""),
+            ("/long", ""),
+            ("/closed", ""),
+            ("/length", ""),
+        ):
+            assert told in await refusal(server, path)
+        # A name that leads where nobody may go is refused before a connection is made.
+        server.asked.clear()
+        monkey = UrlPolicy()
+        object.__setattr__(monkey, "admits", lambda host, address: host == address)
+        url = parse_image_url(server.url("/none", "localhost"))
+        with pytest.raises(ImageUrlError, match="localhost"):
+            async with open_url(monkey, url):
+                pytest.fail("it was reached")
+        assert server.asked == []
+    with pytest.raises(ImageUrlError, match="Connect"):
+        await fetch(server)
+
+
+async def test_https(tmp_path: Path) -> None:
+    authority = pki.make_ca(tmp_path / "ca")
+    pki.issue(authority, "web", server=True, names=["localhost", "127.0.0.1"]).write(
+        tmp_path / "web"
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "web" / "cert.pem", tmp_path / "web" / "key.pem")
+    ca_file = str(tmp_path / "ca" / "ca.pem")
+    async with serving(context) as server, serving() as plain:
+        plain.answers["/x"] = file(DATA)
+        server.answers = {"/x": file(DATA), "/down": redirect(plain.url("/x"))}
+        url = parse_image_url(server.url("/x", "localhost"))
+        async with open_url(UrlPolicy(ca_file=ca_file), url) as transfer:
+            assert b"".join([piece async for piece in transfer.pieces()]) == DATA
+        with pytest.raises(ImageUrlError, match="it redirects to http:"):
+            async with open_url(
+                UrlPolicy(ca_file=ca_file), parse_image_url(server.url("/down", "localhost"))
+            ):
+                pytest.fail("it was followed")
+        # The system's authorities know nothing of this one.
+        with pytest.raises(ImageUrlError, match="certificate verify failed"):
+            async with open_url(UrlPolicy(), url):
+                pytest.fail("it was believed")
+        with pytest.raises(ImageUrlError, match="--image-ca-file"):
+            async with open_url(UrlPolicy(ca_file="/nonexistent"), url):
+                pytest.fail("there is no authority")
+
+
+async def test_files_of_this_machine(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(DATA)
+    policy = UrlPolicy(local_directory=tmp_path)
+    url = parse_image_url(f"file://{path}")
+    async with open_url(policy, url) as transfer:
+        assert b"".join([piece async for piece in transfer.pieces()]) == DATA
+        known = transfer.validators
+    async with open_url(policy, url, known) as transfer:
+        assert transfer.unchanged
+    path.write_bytes(DATA[1:])
+    async with open_url(policy, url, known) as transfer:
+        assert not transfer.unchanged
+        os.truncate(path, 1000)
+        with pytest.raises(ImageUrlError, match="it ended after 1000 bytes"):
+            assert [piece async for piece in transfer.pieces()]

@@ -1,0 +1,212 @@
+"""Other formats as raw disks: the same bytes, or one line and no file; the converter is shut in."""
+
+import asyncio
+import os
+import random
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from smallstack.hypervisor.errors import DiskFullError
+from smallstack.hypervisor.roots import full_disk
+from smallstack.volumes.errors import ConverterMissingError, DiskImageError
+from smallstack.volumes.foreign import convert as converting
+from smallstack.volumes.foreign.convert import convert, flatten
+from smallstack.volumes.foreign.formats import DiskFormat, FormatError, check_whole, recognise
+from smallstack.volumes.foreign.sparse import SparseFile
+from tests.volumes.disks import run
+from tests.volumes.foreign.images import MIB, SIZE, every_format, make_raw
+from tests.volumes.foreign.images import convert as make
+
+pytestmark = pytest.mark.root
+USER = (65534, 65534)
+LIMIT = 64 * MIB
+
+
+async def no_limit(_size: int) -> None:
+    return
+
+
+async def convert_it(source: Path, out: Path) -> bytes:
+    """The disk in ``source``; ``out`` is its file."""
+    out.unlink(missing_ok=True)
+    data = source.read_bytes()
+    format_ = recognise(data[:65536])
+    with SparseFile(out) as target:
+        if format_ is DiskFormat.QCOW2:
+            await flatten(source, target, "x", LIMIT, no_limit)
+        else:
+            try:
+                size = check_whole(format_, lambda at, n: data[at : at + n], len(data))
+            except FormatError as error:
+                raise DiskImageError(name="x", detail=str(error)) from None
+            if size > LIMIT:
+                raise DiskImageError(name="x", detail="too large")
+            await convert(source, format_, target, size, USER, "x")
+        assert os.fstat(target.fd).st_uid == 0
+    return out.read_bytes()
+
+
+async def test_every_format(tmp_path: Path) -> None:
+    images = every_format(tmp_path)
+    raw = images.pop("raw").read_bytes()
+    for image in images.values():
+        assert await convert_it(image, tmp_path / "out") == raw
+        assert (tmp_path / "out").stat().st_blocks * 512 < 700_000
+
+
+async def test_cut_and_flipped(tmp_path: Path) -> None:
+    """Nothing but one line, or the disk that the file still shows."""
+    images = every_format(tmp_path)
+    del images["raw"]
+    rng = random.Random(7)
+    for name, image in images.items():
+        data = image.read_bytes()
+        broken = tmp_path / "broken"
+        for cut in (len(data) // 2, len(data) - 70_000, 700):
+            broken.write_bytes(data[:cut])
+            with pytest.raises(DiskImageError) as caught:
+                await convert_it(broken, tmp_path / "out")
+                pytest.fail(f"{name} cut off after {cut} bytes was taken")
+            assert "\n" not in str(caught.value), name
+            assert str(tmp_path) not in str(caught.value), name
+            assert "/proc/" not in str(caught.value), name
+        for _ in range(3):
+            flipped = bytearray(data)
+            flipped[rng.randrange(600)] ^= 1 << rng.randrange(8)
+            broken.write_bytes(flipped)
+            if recognise(bytes(flipped[:65536])) is DiskFormat.RAW:
+                continue
+            try:
+                await convert_it(broken, tmp_path / "out")
+            except (DiskImageError, FormatError) as error:
+                assert "\n" not in str(error), name
+
+
+async def test_qcow2_that_leads_elsewhere(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    make_raw(raw)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret" * 1000)
+    over, outside = tmp_path / "over", tmp_path / "outside"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", secret, over)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={secret}.d", outside, "1M")
+    locked = tmp_path / "locked"
+    run(
+        *("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x"),
+        *("-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", locked, "1M"),
+    )
+    for image, told in ((over, "backing file"), (outside, "in another file"), (locked, "encrypt")):
+        with pytest.raises(DiskImageError, match=told) as caught:
+            await convert_it(image, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+
+
+async def test_qcow2_of_any_size(tmp_path: Path) -> None:
+    """The disk may be larger than what is taken, or than what there is room for."""
+    image = tmp_path / "image"
+    run("qemu-img", "create", "-q", "-f", "qcow2", image, "1T")
+    with pytest.raises(DiskImageError, match="its disk has 1099511627776 bytes: 1 to 67108864"):
+        await convert_it(image, tmp_path / "out")
+
+    async def full(_size: int) -> None:
+        raise DiskFullError(path="there")
+
+    (tmp_path / "out").unlink()
+    with SparseFile(tmp_path / "out") as target, pytest.raises(DiskFullError):
+        await flatten(make_small(tmp_path), target, "x", LIMIT, full)
+
+
+def make_small(directory: Path) -> Path:
+    raw = directory / "raw"
+    make_raw(raw)
+    return make(raw, directory / "small", "qcow2")
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where another program stands in the converter's place; other users may go there."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{name}:{os.environ['PATH']}")
+        yield directory
+
+
+def stand_in(tools: Path, script: str) -> None:
+    (tools / "qemu-img").write_text(f"#!/bin/sh\n{script}\n")
+    (tools / "qemu-img").chmod(0o755)
+
+
+async def test_the_converter_is_shut_in(
+    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(
+        tools,
+        "{ id -u; id -G; grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status;"
+        " tail -n +3 /proc/self/net/dev | cut -d: -f1; ls /proc/self/fd;"
+        " ulimit -c; ulimit -f; ulimit -v; } >&2; exit 3",
+    )
+    monkeypatch.setattr(converting, "_reason", lambda said, *_: said.decode())
+    source = tmp_path / "source"
+    source.write_bytes(bytes(4096))
+    with SparseFile(tmp_path / "out") as target, pytest.raises(DiskImageError) as caught:
+        await convert(source, DiskFormat.VDI, target, SIZE, USER, "x")
+    said = caught.value.detail.split()
+    assert said[:2] == ["65534", "65534"]
+    told = dict(zip(said[2:8:2], said[3:8:2], strict=True))
+    assert told == {"CapBnd:": "0" * 16, "CapEff:": "0" * 16, "NoNewPrivs:": "1"}
+    # No network; standard streams, and what `ls` opens itself.
+    assert said[8:-3] == ["lo", "0", "1", "2", "3"]
+    assert said[-3:] == ["0", str(SIZE // 512), str((2 << 30) // 1024)]
+
+
+async def test_a_converter_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    source = tmp_path / "source"
+    source.touch()
+    missing = pytest.raises(ConverterMissingError, match="qemu-img is not there; install qemu-ut")
+    with SparseFile(tmp_path / "out") as target, missing:
+        await convert(source, DiskFormat.VDI, target, SIZE, USER, "x")
+
+
+async def test_a_create_that_is_given_up_ends_the_converter(tmp_path: Path, tools: Path) -> None:
+    said = tools / "pid"
+    said.touch()
+    said.chmod(0o666)
+    stand_in(tools, f"echo $$ >{said}; exec sleep 600")
+    source = tmp_path / "source"
+    source.write_bytes(bytes(4096))
+    with SparseFile(tmp_path / "out") as target:
+        work = asyncio.create_task(convert(source, DiskFormat.VDI, target, SIZE, USER, "x"))
+        while not said.read_text().endswith("\n"):
+            await asyncio.wait([work], timeout=0.01)
+            assert not work.done(), work.exception()
+        pid = int(said.read_text())
+        work.cancel()
+        await asyncio.wait([work])
+        assert work.cancelled()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.write_bytes(os.urandom(60 * MIB))
+    for name in ("vdi", "vmdk", "qcow2"):
+        image = make(raw, tmp_path / name, name)
+        full = pytest.raises(DiskFullError, match="no space left on the disk")
+        with full, full_disk(small_disk / "out"):
+            await convert_it(image, small_disk / "out")
+        (small_disk / "out").unlink()
+        image.unlink()
+
+
+def test_numbers_of_vdi_are_where_they_are_said_to_be(tmp_path: Path) -> None:
+    """The size of the disk, as this test reads it."""
+    data = every_format(tmp_path)["vdi"].read_bytes()
+    assert struct.unpack_from("<Q", data, 368) == (SIZE,)

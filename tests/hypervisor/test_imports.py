@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from smallstack.durable import boot_id
 from smallstack.hypervisor.errors import SpaceError, StorageIndexError
 from smallstack.hypervisor.host import LocalHost, Space
 from smallstack.hypervisor.image_url import ImageUrlError, UrlPolicy, parse_image_url
@@ -20,9 +21,9 @@ from smallstack.hypervisor.roots import BRICKS, Roots
 from smallstack.network.book import AddressBook
 from smallstack.objects.cache import ObjectCache
 from smallstack.srpc.errors import ConnectionClosedError
-from smallstack.volumes import brick as bricks
 from smallstack.volumes.bootloader import BootLoaders
 from smallstack.volumes.brick import Brick
+from smallstack.volumes.brick_check import check_bricks
 from smallstack.volumes.errors import DiskImageError, VolumeWriteError
 from smallstack.volumes.foreign.formats import DiskFormat
 from tests.conftest import PASSES, Watch
@@ -180,6 +181,8 @@ async def test_a_url_is_fetched_once_for_all_who_wait(world: World, tmp_path: Pa
         assert await world.get(by_url(server)) == made[0]
         assert "if-none-match" in server.asked[2].headers
         assert world.files() == [made[0].key, made[0].key + ".note"]
+        checked_bricks = check_bricks(made[0].path.parent)
+        assert (checked_bricks.bricks, checked_bricks.wrong) == (1, [])
         await world.roots.remove_brick(world.directories[0], made[0], [])
         assert world.files() == []
         assert await world.get(by_url(server)) == made[0]
@@ -300,7 +303,7 @@ async def test_durable_or_gone(
     # A disk that loses what was written to it says so once.
     third = await world.get(upload(data[:-1024]))
     await world.roots.close()
-    third.path.with_name(third.key + mark).write_text(bricks._boot_id())
+    third.path.with_name(third.key + mark).write_text(boot_id())
 
     def broken(_fd: int) -> None:
         raise OSError(5, "Input/output error")

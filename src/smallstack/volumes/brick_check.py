@@ -2,7 +2,8 @@
 
 Nothing but another unpacking of its image says what every byte of a brick should be. What can be
 told: that its partition lies on the disk, that the file system in it is whole as far as its super
-blocks and their sums go, and whether it was made durable. Only reads; blocks.
+blocks and their sums go, and whether it was made durable. Of a disk that others made only the last.
+Only reads; blocks.
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from smallstack.durable import boot_id
 from smallstack.telemetry.errors import describe
-from smallstack.volumes.brick import PENDING, TEMPORARY
+from smallstack.volumes.brick import NOTE, PENDING, TEMPORARY, is_imported
 from smallstack.volumes.edit import Edit
 from smallstack.volumes.partition import root_of
 
@@ -43,7 +44,7 @@ def check_bricks(directory: Path) -> CheckedBricks:
                 same = path.read_text() == boot
                 found.pending += same
                 found.torn += not same
-            else:
+            elif not name.endswith((NOTE, "~")):
                 _check(path, found)
         except FileNotFoundError:
             continue  # it went meanwhile
@@ -56,6 +57,8 @@ def _check(path: Path, found: CheckedBricks) -> None:
         facts = os.fstat(fd)
         found.bricks += 1
         found.size += facts.st_blocks * 512
+        if is_imported(path):
+            return
         root = root_of(fd, facts.st_size)
         if root.size <= 0:
             raise OSError(f"{facts.st_size} bytes are no disk")

@@ -181,6 +181,117 @@ def test_archives(site: Site, root: Path, tmp_path: Path) -> None:
     assert one == two
 
 
+def test_archive_of_an_image(site: Site, root: Path, tmp_path: Path) -> None:
+    os.link(root / "large", root / "etc/linked")
+    site.run("add", "archived", root)
+    plain = tmp_path / "plain.tar"
+    site.run("tar", "archived", plain)
+    out = subprocess.run(site.command("tar", "archived"), capture_output=True, check=True).stdout
+    assert out == plain.read_bytes()
+    site.run("add", "archived-again", plain)
+    done = subprocess.run(site.command("diff", "archived", "archived-again"), check=False)
+    assert done.returncode == 0
+    for compression in ("zstd", "gzip", "xz"):
+        packed = tmp_path / compression
+        site.run("tar", "archived", packed, "--compress", compression)
+        name = f"archived-{compression}"
+        added = json.loads(site.run("add", name, packed, "--format", "json"))
+        assert added["uploaded"] == 0
+        assert site.run("diff", "archived", name) == ""
+    assert "No such file or directory" in site.fails("tar", "archived", tmp_path / "none" / "x")
+    assert "does not exist" in site.fails("tar", "none", tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "gzip",
+        "plain.tar",
+        "root",
+        "xz",
+        "zstd",
+    ]
+
+
+def test_what_differs(site: Site, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "filter").write_text("/large\n")
+    site.run("add", "old", root)
+    (root / "etc/hosts").write_text("127.0.0.1 other\n")
+    (root / "again").unlink()
+    (root / "new").mkdir()
+    (root / "new/file").write_bytes(b"new content")
+    os.utime(root / "etc/passwd", ns=(0, 0))
+    site.run("add", "new", root, "--tag", "day=2")
+    done = subprocess.run(
+        site.command("diff", "old", "new", "--format", "json"), capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    rows = {row["path"]: (row["change"], row["what"]) for row in json.loads(done.stdout)}
+    assert rows == {
+        "/": ("changed", ["mtime"]),
+        "/again": ("removed", []),
+        "/etc/hosts": ("changed", ["content", "mtime"]),
+        "/etc/passwd": ("changed", ["mtime"]),
+        "/new": ("added", []),
+        "/new/file": ("added", []),
+    }
+    sums = subprocess.run(
+        site.command("diff", "old", "new", "--stat", "--no-mtime"),
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    assert sums == (
+        "2 added, 1 removed, 1 changed; 2 objects are new (27 B), 1 gone (20 B); other tags\n"
+    )
+    assert "does not exist" in site.fails("diff", "old", "none")
+
+
+def test_checking_an_image(site: Site, root: Path) -> None:
+    (root / "etc/hosts").write_text("to be damaged\n")
+    (root / "lost").write_text("to be lost\n")
+    site.run("add", "checked", root)
+    assert site.run("check", "checked") == ""
+    assert "there is no image none" in site.fails("check", "none")
+    assert "0 missing; contents were not read" in site.run("check", "checked", "--content")
+    assert "0 missing, 0 corrupt" in site.run("check", "checked", "--verify")
+    digits = [hashlib.sha512(text).hexdigest() for text in (b"to be damaged\n", b"to be lost\n")]
+    damaged, lost = (site.directory / "state/objects" / d[:2] / d[2:4] / d[4:] for d in digits)
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"to BE damaged\n")
+    lost.unlink()
+    done = subprocess.run(
+        site.command("check", "checked", "--verify", "--format", "json"),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert (found["missing"], found["corrupt"]) == ([digits[1]], [digits[0]])
+    site.run("add", "checked-again", root, "--send-all")
+    site.run("check", "checked", "--verify")
+
+
+def test_an_image_gets_more_time(site: Site, root: Path) -> None:
+    site.run("add", "fading", root, "--expires-in", "1h")
+    first = site.run("expire", "fading")
+    assert site.run("get-image-expiration", "fading") == first
+    later = site.run("change-image-expiration", "fading", "10h")
+    assert later > first
+    assert "cannot shorten" in site.fails("expire", "fading", "1h")
+    assert "maximum expiration time is 730h0m0s" in site.fails("expire", "fading", "1000h")
+    assert "above 0" in site.fails("expire", "fading", "0", status=2)
+    assert site.run("expire", "fading", "--never") == "never\n"
+    assert "image not found" in site.fails("expire", "none")
+
+
+def test_the_disk_an_image_needs(site: Site, root: Path) -> None:
+    site.run("add", "sized", root)
+    found = json.loads(site.run("estimate-usage", "sized", "--format", "json"))
+    usage = found["usage_bytes"]
+    assert usage >= 10 << 20
+    least = usage + usage // 8 + (256 << 20) + (1 << 20)
+    assert found["bios_disk_bytes"] == -(-least // (1 << 24)) << 24
+    assert found["uefi_disk_bytes"] > found["bios_disk_bytes"]
+    assert "there is no image none" in site.fails("estimate-usage", "none")
+
+
 def test_filters_and_triggers(site: Site, root: Path, tmp_path: Path) -> None:
     (tmp_path / "filter").write_text("/large\n# a comment\n")
     (tmp_path / "triggers").write_text('[{"MatchLines": ["/etc/hosts"], "Service": "dns"}]')

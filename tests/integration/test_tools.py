@@ -174,6 +174,12 @@ def images(tools: Tools, tmp_path: Path) -> None:
         assert tools.run("imagetool", name, "crew/site") == "crew/site/one\n"
     tools.run("imagetool", "get", "crew/site/one", tmp_path / "copy")
     assert (tmp_path / "copy" / "motd").read_text() == "hello\n"
+    assert tools.run("imagetool", "diff", "crew/site/one", "crew/site/one") == ""
+    tools.run("imagetool", "tar", "crew/site/one", tmp_path / "one.tar")
+    tools.run("imagetool", "check", "crew/site/one", "--verify")
+    assert "usage_bytes" in tools.run("imagetool", "estimate-usage", "crew/site/one")
+    for name in ("expire", "change-image-expiration", "get-image-expiration"):
+        assert tools.run("imagetool", name, "crew/site/one") == "never\n"
     tools.run("imagetool", "delete", "crew/site/one")
     assert tools.run("imagetool", "list") == f"{IMAGE}\n"
 

@@ -10,6 +10,21 @@ COMMANDS = {
     "show": ("smallstack.cli.image.show", "command", "what is known of an image"),
     "mkdir": ("smallstack.cli.image.mkdir", "command", "make a directory for images"),
     "listdirs": ("smallstack.cli.image.listdirs", "command", "the directories of images"),
+    "diff": ("smallstack.cli.image.diff", "command", "what differs between two images"),
+    "tar": ("smallstack.cli.image.tar_image", "command", "an image as a tar archive"),
+    "check": ("smallstack.cli.image.check", "command", "whether an image is there, and whole"),
+    "expire": ("smallstack.cli.image.expire", "command", "when an image goes by itself"),
+    "change-image-expiration": (
+        "smallstack.cli.image.expire",
+        "command",
+        "the same as expire",
+    ),
+    "get-image-expiration": ("smallstack.cli.image.expire", "command", "the same as expire"),
+    "estimate-usage": (
+        "smallstack.cli.image.estimate_usage",
+        "command",
+        "the disk that an image needs",
+    ),
     "delete": ("smallstack.cli.image.delete", "command", "delete an image for good"),
     "find-latest": (
         "smallstack.cli.image.find_latest",

@@ -6,6 +6,7 @@ from smallstack.client.errors import ServiceError
 from smallstack.client.service import ServiceClient
 from smallstack.proto import imageserver as proto
 from smallstack.proto.image import Directory, Image
+from smallstack.proto.kinds import Time
 from smallstack.srpc.coder import IMAGE
 
 
@@ -98,3 +99,26 @@ class ImageServerClient(ServiceClient):
         """Delete an image; its name can never be used again."""
         request = proto.DeleteImageRequest(image_name=name)
         await self.call("DeleteImage", request, proto.DeleteImageResponse)
+
+    async def get_image_expiration(self, name: str) -> Time:
+        """When an image expires; the zero time for never."""
+        request = proto.GetImageExpirationRequest(image_name=name)
+        reply = await self.call("GetImageExpiration", request, proto.GetImageExpirationResponse)
+        if reply.error:
+            raise ServiceError(text=reply.error)
+        return reply.expires_at
+
+    async def change_image_expiration(self, name: str, expires_at: Time) -> None:
+        """Let an image live until then; the zero time for ever."""
+        request = proto.ChangeImageExpirationRequest(image_name=name, expires_at=expires_at)
+        method = "ChangeImageExpiration"
+        reply = await self.call(method, request, proto.ChangeImageExpirationResponse)
+        if reply.error:
+            raise ServiceError(text=reply.error)
+
+    async def get_image_usage_estimate(self, name: str) -> int | None:
+        """Bytes that an image is thought to take on disk; None when there is none of that name."""
+        request = proto.GetImageUsageEstimateRequest(image_name=name)
+        method = "GetImageUsageEstimate"
+        reply = await self.call(method, request, proto.GetImageUsageEstimateResponse)
+        return reply.usage_estimate if reply.image_exists else None

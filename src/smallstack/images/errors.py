@@ -41,3 +41,7 @@ class CatalogueError(SmallStackError):
 
 class RefusedError(SmallStackError):
     """{text}"""
+
+
+class ArchiveError(SmallStackError):
+    """cannot write the archive {path}: {detail}"""

@@ -4,9 +4,8 @@ Every function takes the open connections it needs; nothing here prints.
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,23 +14,23 @@ from smallstack.client.imageserver import ImageServerClient
 from smallstack.client.objectserver import ObjectServerClient
 from smallstack.control.image_server import ImageServer
 from smallstack.control.upload import UploadSink
-from smallstack.images.build import Report, from_directory
-from smallstack.images.errors import ImageError, SourceError
+from smallstack.images.build import Report
+from smallstack.images.container import AtEnd, Platform
+from smallstack.images.errors import ImageError
 from smallstack.images.filter import PathFilter, load_filter
 from smallstack.images.model import Summary, check_required_paths, summarise
 from smallstack.images.names import ROOT, check_name, parent
-from smallstack.images.tar import from_tar
+from smallstack.images.oci_layout import Choice
+from smallstack.images.source import ContainerChoice, from_source
 from smallstack.images.triggers import load_triggers
 from smallstack.images.unpack import Unpacking
 from smallstack.objects.intake import Intake
 from smallstack.objects.peer import PeerSource
 from smallstack.objects.source import REQUEST, Reader, check_sizes
 from smallstack.outlast import outlast
-from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Image
 from smallstack.proto.kinds import NANOSECONDS_PER_SECOND, Time
 from smallstack.srpc.client import Client
-from smallstack.telemetry.errors import describe
 
 MINIMUM_EXPIRY_NS: Final = 15 * 60 * NANOSECONDS_PER_SECOND
 READ: Final = 1 << 20
@@ -73,13 +72,19 @@ class NewImage:
     tags: Mapping[str, str] | None = None
     send_all: bool = False
     """Send contents that the server has as well: it then replaces those that were damaged."""
+    which: Choice = field(default_factory=Choice)
+    """Which image of a container archive."""
+    platform: str = ""
+    """The image whose kernel and init make a container image a VM."""
+    at_end: AtEnd = "stop"
+    """What follows the end of that VM's program."""
 
 
 async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> Added:
-    """Make an image of a directory or a tar archive (``-`` is standard input) and add it.
+    """Make an image of a directory, a tar archive (``-`` is standard input) or a container image.
 
-    Raises ImageNameError, ImageError, FilterError, TriggersError, SourceError, TarError, and
-    what the connection raises. Contents that the server has are not sent, unless asked for.
+    Raises ImageNameError, ImageError, FilterError, TriggersError, SourceError, TarError, OciError,
+    and what the connection raises. Contents that the server has are not sent, unless asked for.
     """
     check_name(new.name)
     if 0 < new.expires_in_ns < MINIMUM_EXPIRY_NS:
@@ -103,6 +108,12 @@ async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> A
                 detail=f"there is no directory {parent(new.name)!r}: "
                 f"`imagetool mkdir {parent(new.name)}`",
             )
+        container = ContainerChoice(new.which)
+        if new.platform:
+            found, _ = await show_image(client, new.platform)
+            assert found.file_system is not None
+            platform = Platform(new.platform, found.file_system, new.at_end)
+            container = ContainerChoice(new.which, platform)
         checker = None if new.send_all else ObjectServerClient(client)
         sink = UploadSink(checker, ObjectServerClient(adding))
 
@@ -114,26 +125,14 @@ async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> A
         report.advanced = advanced
         path_filter = PathFilter(image.filter.filter_lines) if image.filter is not None else None
         async with sink:
-            tree = await asyncio.to_thread(build, new.source, sink, path_filter, report)
+            tree = await asyncio.to_thread(
+                from_source, new.source, sink, path_filter, report, container
+            )
         advanced(report)
         image.file_system = tree
         check_required_paths(new.name, image)
         await images.add_image(new.name, image)
     return Added(new.name, summarise(tree), sink.uploaded, sink.uploaded_bytes, report.warnings())
-
-
-def build(
-    source: Path, sink: UploadSink, path_filter: PathFilter | None, report: Report
-) -> FileSystem:
-    """The tree of a directory or of an archive; raises SourceError or TarError."""
-    if source.is_dir():
-        return from_directory(source, sink, path_filter, report)
-    try:
-        descriptor = 0 if str(source) == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        with open(descriptor, "rb", closefd=descriptor != 0) as file:
-            return from_tar(file, sink, path_filter, report)
-    except OSError as error:
-        raise SourceError(path=source, detail=describe(error)) from error
 
 
 async def show_image(client: Client, name: str) -> tuple[Image, Summary]:

@@ -84,19 +84,20 @@ def decompressed(file: Readable) -> Readable:
     first = b""
     while len(first) < MAGIC_LENGTH and (more := file.read(MAGIC_LENGTH - len(first))):
         first += more
-    rest = _Chained(first, file)
+    rest = Chained(first, file)
     form = form_of(first)
     return _Stream(rest, form) if form else rest
 
 
-class _Chained:
+class Chained:
     """Bytes that were read already, then the rest."""
 
     def __init__(self, first: bytes, file: Readable) -> None:
         self._first = first
         self._file = file
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int, /) -> bytes:
+        """See `Readable`."""
         if self._first:
             part, self._first = self._first[:size], self._first[size:]
             return part

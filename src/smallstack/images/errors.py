@@ -27,6 +27,10 @@ class CompressedDataError(SmallStackError):
     """its {form} data {detail}"""
 
 
+class OciError(SmallStackError):
+    """cannot make an image of this container image: {detail}"""
+
+
 class UnpackError(SmallStackError):
     """cannot unpack the image to {path}: {detail}"""
 

@@ -15,7 +15,7 @@ from smallstack.images.build import SKIPPED_AT_THE_TOP, XATTR_PREFIXES, Report, 
 from smallstack.images.decompress import Readable, decompressed
 from smallstack.images.errors import TarError
 from smallstack.images.filter import PathFilter
-from smallstack.images.tar_reader import Member, TarReader, _shown
+from smallstack.images.tar_reader import Member, TarReader, shown
 from smallstack.proto.errors import TreeError
 from smallstack.proto.filesystem import FileSystem, FileSystemBuilder
 from smallstack.telemetry.errors import describe
@@ -36,12 +36,13 @@ def from_tar(
 
     Blocks; belongs into a thread. Raises TarError, and what the sink raises.
     """
-    return _read(decompressed(file), sink, path_filter, report or Report())
+    return read_tar(decompressed(file), sink, path_filter, report or Report())
 
 
-def _read(
+def read_tar(
     source: Readable, sink: Sink, path_filter: PathFilter | None, report: Report
 ) -> FileSystem:
+    """The tree in an archive that is not compressed; raises as `from_tar`."""
     reader = TarReader(source)
     tree = _Tree()
     try:
@@ -76,17 +77,17 @@ def _drain(source: Readable) -> None:
 def clean_path(name: bytes) -> bytes:
     """``/`` and the components of a member's name; raises TarError for one that leads elsewhere."""
     if name.startswith(b"/"):
-        raise TarError(detail=f"it has the absolute name {_shown(name)}: archive relative names")
+        raise TarError(detail=f"it has the absolute name {shown(name)}: archive relative names")
     parts = [part for part in name.split(b"/") if part not in {b"", b"."}]
     for part in parts:
         if part == b"..":
-            raise TarError(detail=f"it has the name {_shown(name)}, which leads out of it")
+            raise TarError(detail=f"it has the name {shown(name)}, which leads out of it")
         if len(part) > 255:
-            raise TarError(detail=f"it has a name of {len(part)} bytes: {_shown(part)}")
+            raise TarError(detail=f"it has a name of {len(part)} bytes: {shown(part)}")
     if not name:
         raise TarError(detail="it has a member without a name")
     if len(name) > MAX_PATH:
-        raise TarError(detail=f"it has a path of {len(name)} bytes: {_shown(name)}")
+        raise TarError(detail=f"it has a path of {len(name)} bytes: {shown(name)}")
     return b"/" + b"/".join(parts)
 
 
@@ -101,9 +102,9 @@ class _Tree:
     def check_new(self, path: bytes, member: Member) -> None:
         """Raises TarError unless a member may stand at this path."""
         if path in self.others:
-            raise TarError(detail=f"it has {_shown(member.name)} twice")
+            raise TarError(detail=f"it has {shown(member.name)} twice")
         if path in self.directories and member.kind != stat.S_IFDIR:
-            raise TarError(detail=f"it has {_shown(member.name)} twice, once as a directory")
+            raise TarError(detail=f"it has {shown(member.name)} twice, once as a directory")
         self.directory(os.path.dirname(path))  # noqa: PTH120 - bytes
 
     def directory(self, path: bytes) -> int:
@@ -112,7 +113,7 @@ class _Tree:
         while (index := self.directories.get(path)) is None:
             if path in self.others:
                 raise TarError(
-                    detail=f"it has something below {_shown(path[1:])}, which is no directory"
+                    detail=f"it has something below {shown(path[1:])}, which is no directory"
                 )
             missing.append(path)
             path = os.path.dirname(path)  # noqa: PTH120 - bytes
@@ -152,10 +153,10 @@ class _Tree:
         """The inode that a hard link leads to; raises TarError."""
         target = clean_path(member.target)
         if target in self.directories:
-            what = f"{_shown(member.name)} is a hard link to the directory {_shown(member.target)}"
+            what = f"{shown(member.name)} is a hard link to the directory {shown(member.target)}"
             raise TarError(detail=what)
         if target not in self.others:
-            what = f"{_shown(member.name)} is a hard link to {_shown(member.target)}"
+            what = f"{shown(member.name)} is a hard link to {shown(member.target)}"
             raise TarError(detail=f"{what}, which does not stand before it")
         return self.others[target]
 

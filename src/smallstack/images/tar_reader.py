@@ -8,7 +8,7 @@ end mark: one that was cut is an error wherever it was cut.
 
 import stat
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from smallstack.images.decompress import Readable
 from smallstack.images.errors import TarError
@@ -38,6 +38,14 @@ _ACLS: Final = {
     b"SCHILY.acl.access": b"system.posix_acl_access",
     b"SCHILY.acl.default": b"system.posix_acl_default",
 }
+
+
+@runtime_checkable
+class Skipping(Readable, Protocol):
+    """A source in which what is not wanted need not be read."""
+
+    def skip(self, size: int, /) -> int:
+        """Go on by ``size`` bytes, or to the end; how many those were."""
 
 
 class Member(NamedTuple):
@@ -102,7 +110,7 @@ class TarReader:
             return b""
         data = self._source.read(wanted)
         if not data:
-            raise TarError(detail=f"it ends in the middle of {_shown(self._name)}")
+            raise TarError(detail=f"it ends in the middle of {shown(self._name)}")
         self._left -= len(data)
         return data
 
@@ -112,6 +120,8 @@ class TarReader:
         self._padding = -member.size % BLOCK
 
     def _skip(self) -> None:
+        if isinstance(self._source, Skipping):
+            self._left -= self._source.skip(self._left)
         while self.read(1 << 18):
             pass
         self._exactly(self._padding)
@@ -164,13 +174,11 @@ def _member(
     name = pax.get(b"path", name if long_name is None else long_name)
     target = pax.get(b"linkpath", _text(header[157:257]) if long_target is None else long_target)
     if b"\0" in name or b"\0" in target:
-        raise TarError(detail=f"the name {_shown(name)} has a zero byte")
+        raise TarError(detail=f"the name {shown(name)} has a zero byte")
     if any(key.startswith(b"GNU.sparse.") for key in pax) or kind == b"S":
-        raise TarError(
-            detail=f"{_shown(name)} is stored as a sparse file: archive without --sparse"
-        )
+        raise TarError(detail=f"{shown(name)} is stored as a sparse file: archive without --sparse")
     if kind not in _KINDS and kind not in _NO_MEMBERS:
-        raise TarError(detail=f"{_shown(name)} is a member of the unknown type {kind!r}")
+        raise TarError(detail=f"{shown(name)} is a member of the unknown type {kind!r}")
     type_bits = _KINDS.get(kind, 0)
     if type_bits == stat.S_IFREG and name.endswith(b"/"):
         type_bits = stat.S_IFDIR  # as archives wrote it before there was a type for it
@@ -178,12 +186,12 @@ def _member(
     if type_bits != stat.S_IFREG:
         size = 0  # whatever the header says, nothing follows it
     if size > MAX_FILE:
-        raise TarError(detail=f"{_shown(name)} claims to have {size} bytes")
+        raise TarError(detail=f"{shown(name)} claims to have {size} bytes")
     owners = []
     for key, field in ((b"uid", header[108:116]), (b"gid", header[116:124])):
         number = _decimal(pax, key, _number(field, key.decode()))
         if number > MAX_ID:
-            raise TarError(detail=f"{_shown(name)} has the {key.decode()} {number}")
+            raise TarError(detail=f"{shown(name)} has the {key.decode()} {number}")
         owners.append(number)
     mtime = pax.get(b"mtime")
     if mtime is None:
@@ -191,12 +199,12 @@ def _member(
     else:
         mtime_ns = _nanoseconds(mtime)
     if abs(mtime_ns) >= _MAX_SECONDS * 10**9:
-        raise TarError(detail=f"{_shown(name)} has a time out of range")
+        raise TarError(detail=f"{shown(name)} has a time out of range")
     device = (0, 0)
     if type_bits in {stat.S_IFCHR, stat.S_IFBLK}:
         device = _number(header[329:337], "device"), _number(header[337:345], "device")
         if device[0] >= 1 << 12 or device[1] >= 1 << 20:
-            raise TarError(detail=f"{_shown(name)} is a device {device[0]}:{device[1]}")
+            raise TarError(detail=f"{shown(name)} is a device {device[0]}:{device[1]}")
     return Member(
         name,
         type_bits,
@@ -222,7 +230,7 @@ def _xattrs(pax: dict[bytes, bytes], name: bytes) -> dict[bytes, bytes]:
             try:
                 acl = parse_acl(value.decode())
             except ValueError as error:
-                raise TarError(detail=f"access control list of {_shown(name)}: {error}") from None
+                raise TarError(detail=f"access control list of {shown(name)}: {error}") from None
             if key == b"SCHILY.acl.default" or not is_minimal(acl):
                 found[_ACLS[key]] = acl
     return found
@@ -293,6 +301,7 @@ def _nanoseconds(text: bytes) -> int:
     return sign * (int(whole) * 10**9 + int(fraction[:9].ljust(9, b"0")))
 
 
-def _shown(name: bytes) -> str:
+def shown(name: bytes) -> str:
+    """A name in an error's text, cut where it is long."""
     text = name[:200].decode(errors="backslashreplace")
     return repr(text + ("…" if len(name) > 200 else ""))

@@ -1,7 +1,8 @@
-"""``imagetool add``: make an image of a directory or a tar archive."""
+"""``imagetool add``: make an image of a directory, a tar archive or a container image."""
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -11,6 +12,8 @@ from smallstack.cli.options import Duration, run
 from smallstack.cli.output import emit_record, format_option
 from smallstack.cli.tags import parse_tags
 from smallstack.control.images import Added, NewImage, add_image
+from smallstack.images.container import AtEnd
+from smallstack.images.oci_layout import Choice
 
 
 @click.command("add")
@@ -33,6 +36,23 @@ from smallstack.control.images import Added, NewImage, add_image
 @click.option(
     "--send-all", is_flag=True, help="send contents the server has too: replaces damaged ones"
 )
+@click.option("--oci-tag", default="", help="which image of a container archive, by its name")
+@click.option(
+    "--platform-arch", default="amd64", show_default=True, help="which, by its architecture"
+)
+@click.option(
+    "--platform",
+    default="",
+    metavar="IMAGE",
+    help="image whose kernel and init make a container image a VM",
+)
+@click.option(
+    "--at-end",
+    type=click.Choice(get_args(AtEnd)),
+    default="stop",
+    show_default=True,
+    help="what such a VM does when its program has ended",
+)
 @format_option()
 @click.pass_obj
 def command(
@@ -44,14 +64,32 @@ def command(
     expires_in: int,
     tags: tuple[str, ...],
     send_all: bool,
+    oci_tag: str,
+    platform_arch: str,
+    platform: str,
+    at_end: AtEnd,
     output: str,
 ) -> None:
     """Make the image NAME of a directory, or of a tar archive (plain, gzip, xz, bzip2 or zstd).
 
+    A container image is known by itself: an OCI layout, an archive of one, or what `docker save`
+    writes. Its root becomes the image; with --platform it becomes a VM that runs its program.
+
     Contents that the server has already are not sent again.
     """
     wanted = {key: values[-1] for key, values in parse_tags(tags).items()}
-    new = NewImage(name, source, filter_file, triggers_file, expires_in, wanted, send_all)
+    new = NewImage(
+        name,
+        source,
+        filter_file,
+        triggers_file,
+        expires_in,
+        wanted,
+        send_all,
+        which=Choice(oci_tag, platform_arch),
+        platform=platform,
+        at_end=at_end,
+    )
     line = ProgressLine("reading")
 
     async def work() -> Added:

@@ -65,7 +65,7 @@ def one_input(data: bytes) -> None:
 
 
 def _of_layers(body: bytes) -> bytes:
-    layers = []
+    layers: list[bytes] = []
     while len(body) >= 2 and len(layers) < 8:
         end = 2 + int.from_bytes(body[:2], "little")
         layers.append(body[2:end])

@@ -1,13 +1,14 @@
-/* sources: images/appliance/init/dhcp_packet.c images/appliance/init/dhcp_lease.c images/appliance/init/http_response.c images/appliance/init/agent_lines.c images/appliance/init/text.c */
+/* sources: images/appliance/init/dhcp_packet.c images/appliance/init/dhcp_lease.c images/appliance/init/http_response.c images/appliance/init/agent_lines.c images/appliance/init/container.c images/appliance/init/text.c */
 /* What the appliance's init reads from outside. The first byte says what the rest is: DHCP messages
  * to a client in whatever state the earlier ones put it, an IPv4 packet, an HTTP response in pieces,
- * or the agent's lines. */
+ * the agent's lines, or (255) a container's description. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "../../images/appliance/init/agent.h"
+#include "../../images/appliance/init/container.h"
 #include "../../images/appliance/init/dhcp_lease.h"
 #include "../../images/appliance/init/dhcp_packet.h"
 #include "../../images/appliance/init/http_response.h"
@@ -98,6 +99,26 @@ static void run_http(const uint8_t *data, size_t size)
     http_finish(&response);
 }
 
+static void run_container(const uint8_t *data, size_t size)
+{
+    static struct container container;
+    char *copy = malloc(size > 0 ? size : 1);
+    char path[64];
+
+    if (copy == NULL)
+        abort();
+    memcpy(copy, data, size);
+    if (container_parse(copy, size, &container) == 0) {
+        for (unsigned i = 0; container_program(&container, i, path, sizeof path); i++)
+            if (strnlen(path, sizeof path) == sizeof path)
+                abort();
+        for (unsigned i = 0; container.environment[i] != NULL; i++)
+            if (strlen(container.environment[i]) > size)
+                abort();
+    }
+    free(copy);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -106,6 +127,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (size == 0)
         return 0;
+    if (data[0] == 255) {
+        run_container(data + 1, size - 1);
+        return 0;
+    }
     switch (data[0] % 5) {
     case 0:
         if (dhcp_parse_packet(data + 1, size - 1, MAC, 0x12345678, &reply) == 0)

@@ -69,6 +69,12 @@ def test_an_appliance(tmp_path: Path) -> None:
     assert (spec.name, spec.machine_type, spec.memory_mib, spec.vcpus) == (IP, "microvm", 256, 1)
     assert spec.kernel == tmp_path / "kernel"
     assert spec.kernel_args == "init=/sbin/init root=/dev/vda1 ro quiet loglevel=3"
+    container = AgentRecord(root=Layer(init="/.smallstack/init"))
+    spec = machine_spec(record, container, Path("/state/vm"), [nic()], EMULATOR)
+    assert spec.kernel_args == "init=/.smallstack/init root=/dev/vda1 ro quiet loglevel=3"
+    spec = machine_spec(make(tmp_path, b"MZ"), container, Path("/state/vm"), [nic()], EMULATOR)
+    assert spec.kernel_args.endswith(" init=/.smallstack/init")
+    spec = machine_spec(record, agent, Path("/state/vm"), [nic()], EMULATOR)
     assert [(d.path.name, d.format, d.backing) for d in spec.disks] == [
         ("root", "qcow2", Path("/v/bricks/abc"))
     ]

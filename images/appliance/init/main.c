@@ -4,7 +4,7 @@
  * word from the agent, a lease that is to be renewed.
  *
  *   DISCOVER ─► OFFER, REQUEST ─► mounts ─► ACK, "ready" ─► metadata (a child) ─► shell, program ─► …
- *                                                 └──► httpd, agent's port
+ *                                                 └──► httpd or a container's program, agent's port
  */
 #include <asm/fcntl.h>
 #include <asm/ioctls.h>
@@ -16,6 +16,7 @@
 
 #include "agent.h"
 #include "console.h"
+#include "container_run.h"
 #include "entry.h"
 #include "metadata.h"
 #include "mounts.h"
@@ -30,6 +31,7 @@
 enum {
     OFFER_PATIENCE_MS = 40,         /* nothing else is begun before, unless the answer comes */
     SHELL_PATIENCE_MS = 10000,      /* a shell comes up by then, lease or not */
+    CONTAINER_GRACE_MS = 3000,      /* for its program to end by the signal that it names */
     NOTICES_GROUP = 1,              /* the kernel's own device events */
 };
 
@@ -42,9 +44,11 @@ struct machine {
     struct agent agent;
     struct process processes[PROCESSES];
     bool started_rest;              /* what follows on the metadata, or on patience */
+    const struct container *container;      /* NULL: the machine is none */
 };
 
 #define BUSYBOX "/bin/busybox"
+#define CONTAINER_SHELL "/bin/sh"
 #define IMAGE_PROGRAM "/etc/smallstack/run"
 
 static const char *const SHELL_NAME[] = {"-sh", NULL};     /* a login shell */
@@ -114,7 +118,28 @@ static void on_ready(struct machine *machine)
     say_ready(machine);
     start_metadata(machine);
     network_write_names(&machine->network);
-    process_start(&machine->processes[HTTPD]);
+    if (machine->container != NULL) {
+        container_use_names();
+        process_start(&machine->processes[PROGRAM]);
+    } else {
+        process_start(&machine->processes[HTTPD]);
+    }
+}
+
+/* In a container nothing is taken for granted: a shell only if it has one, no web server. */
+static void prepare_container(struct machine *machine)
+{
+    struct process *program = &machine->processes[PROGRAM], *shell = &machine->processes[SHELL];
+
+    program->name = machine->container->arguments[0];
+    program->container = machine->container;
+    program->again = machine->container->at_end == CONTAINER_RESTART;
+    shell->path = CONTAINER_SHELL;
+    if (sys_access(CONTAINER_SHELL, 1) < 0) {
+        shell->path = NULL;
+        shell->due_ms = -1;
+    }
+    sys_unlink(METADATA_USER_DATA);     /* its /run is on the disk: this is of an earlier boot */
 }
 
 static void start_rest(struct machine *machine)
@@ -122,14 +147,17 @@ static void start_rest(struct machine *machine)
     struct process *user_data = &machine->processes[USER_DATA];
 
     machine->started_rest = true;
-    if (sys_access(IMAGE_PROGRAM, 1) == 0)
+    if (machine->container == NULL && sys_access(IMAGE_PROGRAM, 1) == 0)
         process_start(&machine->processes[PROGRAM]);
     switch (metadata_user_data_kind()) {
     case METADATA_SCRIPT:
-        user_data->path = BUSYBOX;
-        user_data->arguments = SCRIPT;
-        process_start(user_data);
-        break;
+        if (machine->container == NULL) {
+            user_data->path = BUSYBOX;
+            user_data->arguments = SCRIPT;
+            process_start(user_data);
+            break;
+        }
+        __attribute__((fallthrough));   /* by the container's own interpreter, if it has it */
     case METADATA_PROGRAM:
         user_data->path = METADATA_USER_DATA;
         user_data->arguments = USER_PROGRAM;
@@ -138,14 +166,30 @@ static void start_rest(struct machine *machine)
     case METADATA_NONE:
         break;
     }
-    if (machine->processes[SHELL].pid == 0)
+    if (machine->processes[SHELL].pid == 0 && machine->processes[SHELL].path != NULL)
         process_start(&machine->processes[SHELL]);
 }
 
 _Noreturn static void leave(struct machine *machine, const char *word)
 {
+    struct process *program = &machine->processes[PROGRAM];
+
     agent_say(&machine->agent, word);
+    if (machine->container != NULL && program->pid != 0)
+        process_end(program, machine->container->stop_signal, machine->signals,
+                    CONTAINER_GRACE_MS);
     shutdown_machine(machine->signals);
+}
+
+static void on_child_end(struct machine *machine)
+{
+    const struct process *program = &machine->processes[PROGRAM];
+    bool ran = program->pid != 0;
+
+    process_reap(machine->processes, PROCESSES);
+    if (ran && program->pid == 0 && machine->container != NULL &&
+        machine->container->at_end == CONTAINER_STOP)
+        leave(machine, "stopping\n");
 }
 
 static void on_signals(struct machine *machine)
@@ -155,7 +199,7 @@ static void on_signals(struct machine *machine)
     while (sys_read(machine->signals, &info, sizeof info) == (long)sizeof info)
         switch (info.ssi_signo) {
         case SIGCHLD:
-            process_reap(machine->processes, PROCESSES);
+            on_child_end(machine);
             break;
         case SIGIO:
             agent_check(&machine->agent);
@@ -256,7 +300,7 @@ _Noreturn void init_main(void)
     static struct machine machine;
     const uint64_t signals = SIGNAL_BIT(SIGCHLD) | SIGNAL_BIT(SIGIO) | SIGNAL_BIT(SIGUSR1) |
                              SIGNAL_BIT(SIGUSR2) | SIGNAL_BIT(SIGTERM) | SIGNAL_BIT(SIGINT);
-    bool ready;
+    bool ready, container;
 
     machine.agent.fd = machine.notices = -1;
     network_start(&machine.network);
@@ -264,9 +308,16 @@ _Noreturn void init_main(void)
     machine.signals = sys_signal_fd(signals);
     __builtin_memcpy(machine.processes, SERVICES, sizeof SERVICES);
     ready = network_await(&machine.network, OFFER_PATIENCE_MS);
+    container = sys_access(CONTAINER_FILE, 0) == 0;
     for (unsigned i = 0; i < mounts_steps(); i++) {
-        mounts_make(i);
+        mounts_make(i, container);
         ready |= network_poll(&machine.network);
+    }
+    if (container) {
+        machine.container = container_load();
+        if (machine.container == NULL)
+            leave(&machine, "stopping\n");
+        prepare_container(&machine);
     }
     sys_reboot(LINUX_REBOOT_CMD_CAD_OFF);
     link_loopback();

@@ -24,6 +24,8 @@ static const struct {
 
 enum {
     TABLE_SIZE = sizeof TABLE / sizeof *TABLE,
+    RUN = 3,
+    TMP = 4,
     IN_FRESH_DEV = 5,       /* from here on the targets lie in the fresh /dev */
 };
 
@@ -40,11 +42,13 @@ unsigned mounts_steps(void)
     return TABLE_SIZE + 2;
 }
 
-void mounts_make(unsigned step)
+void mounts_make(unsigned step, bool container)
 {
     const char *target = "/";
     int result = 0;
 
+    if (container && (step == RUN || step == TMP))
+        return;
     if (step < TABLE_SIZE) {
         target = TABLE[step].target;
         if (step >= IN_FRESH_DEV)

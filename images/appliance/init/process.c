@@ -9,6 +9,7 @@
 #include <stddef.h>
 
 #include "console.h"
+#include "container_run.h"
 #include "sys.h"
 #include "text.h"
 
@@ -83,6 +84,10 @@ int process_start(struct process *process)
         int result;
 
         process_become_child(process->session);
+        if (process->container != NULL) {
+            container_execute(process->container);
+            sys_exit(127);
+        }
         result = sys_execute(process->path, process->arguments, PROCESS_ENVIRONMENT);
         console_say_name("cannot execute", process->path, result);
         sys_exit(127);
@@ -137,12 +142,34 @@ int process_reap(struct process *table, unsigned count)
     return reaped;
 }
 
+static void await_signal(int signal_fd, int64_t wait_ms)
+{
+    struct pollfd poll = {.fd = signal_fd, .events = POLLIN};
+    struct signalfd_siginfo info;
+
+    sys_poll(&poll, 1, wait_ms);
+    while (sys_read(signal_fd, &info, sizeof info) > 0)
+        continue;
+}
+
+void process_end(struct process *process, int signal, int signal_fd, int64_t grace_ms)
+{
+    int64_t deadline = sys_uptime_ms() + grace_ms, left = grace_ms;
+
+    sys_kill(process->pid, signal);
+    for (;;) {
+        process_reap(process, 1);
+        if (process->pid == 0 || left <= 0)
+            break;
+        await_signal(signal_fd, left);
+        left = deadline - sys_uptime_ms();
+    }
+}
+
 /* Waits until no child is left. */
 static bool drain(int signal_fd, int64_t deadline_ms)
 {
     for (;;) {
-        struct pollfd poll = {.fd = signal_fd, .events = POLLIN};
-        struct signalfd_siginfo info;
         int status;
         long pid;
         int64_t left;
@@ -154,9 +181,7 @@ static bool drain(int signal_fd, int64_t deadline_ms)
         left = deadline_ms - sys_uptime_ms();
         if (left <= 0)
             return false;
-        sys_poll(&poll, 1, left);
-        while (sys_read(signal_fd, &info, sizeof info) > 0)
-            continue;
+        await_signal(signal_fd, left);
     }
 }
 

@@ -6,10 +6,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct container;
+
 struct process {
     const char *name;       /* for the console */
     const char *path;
     const char *const *arguments;   /* NULL behind the last */
+    const struct container *container;      /* the program is this one's, in place of the above */
     bool session;           /* its own session with the console as its terminal */
     bool again;             /* started again when it ends */
     bool silent;            /* its end is not worth a line */
@@ -20,6 +23,9 @@ struct process {
 
 /* Starts it now. Returns 0 or a negative errno. */
 int process_start(struct process *process);
+
+/* Sends a running one this signal and waits for its end, at most `grace_ms`. */
+void process_end(struct process *process, int signal, int signal_fd, int64_t grace_ms);
 
 /* In the child: a fresh start for whatever is executed next, or for a function of this program. */
 void process_become_child(bool session);

@@ -28,6 +28,7 @@ from smallstack import steps
 from smallstack.hypervisor.errors import DiskError, DiskFullError, ImageTreeError
 from smallstack.hypervisor.images import Images, KnownImage
 from smallstack.hypervisor.store import Layer
+from smallstack.images.container import INIT
 from smallstack.machine.errors import KernelError
 from smallstack.machine.kernel import BootFiles, find_kernel
 from smallstack.objects.cache import ObjectCache
@@ -129,6 +130,7 @@ class Roots:
             format="raw" if info.format == "raw" else "qcow2",
             backing=str(info.backing or ""),
             loader=loader.name if loader is not None else "",
+            init=_init_of(wanted.image.tree),
         )
 
     async def make_plain(
@@ -320,6 +322,11 @@ class Roots:
             self._cache.drop(hash_)
             raise CorruptObjectError(hash=hash_.hex(), path=target.name, detail="wrong BLAKE3")
         self._verified.add(hash_)
+
+
+def _init_of(tree: FileSystem) -> str:
+    """The init of a container VM; "" for any other image."""
+    return "" if tree.lookup(INIT) is None else INIT.decode()
 
 
 def _boot_path(tree: FileSystem, inode: int) -> bytes:

@@ -28,7 +28,7 @@ from smallstack.network.metadata.routes import NOCLOUD
 from smallstack.proto.enums import FirmwareType, MachineType, VolumeFormat, VolumeInterface
 from smallstack.proto.vm import LocalVmInfo, VmInfo
 
-APPLIANCE_ARGUMENTS = "init=/sbin/init root=/dev/vda1 ro"
+APPLIANCE_INIT = "/sbin/init"
 SERIAL = f"ds=nocloud;dsmode=net;s=http://169.254.169.254{NOCLOUD}/"
 """The serial number of a general guest: tells cloud-init where it finds its data. Without
 ``dsmode`` versions before 23 find them there, and then take them for a disk's."""
@@ -126,7 +126,9 @@ def machine_spec(
         kernel=kernel,
         initrd=initrd,
         timer_rate=microvm and kernel is not None and takes_timer_rate(kernel),
-        kernel_args=kernel_arguments(info, microvm, initrd is not None) if kernel else "",
+        kernel_args=kernel_arguments(info, microvm, initrd is not None, agent.root.init)
+        if kernel
+        else "",
         disks=tuple(disks),
         nics=tuple(
             NicSpec(
@@ -147,17 +149,19 @@ def machine_spec(
     )
 
 
-def kernel_arguments(info: VmInfo, microvm: bool, has_initrd: bool) -> str:
+def kernel_arguments(info: VmInfo, microvm: bool, has_initrd: bool, init: str = "") -> str:
     """What a kernel is told, by a boot loader too; a microvm adds its own.
 
-    Only an initrd can find a root by its label.
+    Only an initrd can find a root by its label. ``init`` is what it starts, if not the usual.
     """
     if microvm and not has_initrd:
-        words = [APPLIANCE_ARGUMENTS]
+        words = [f"init={init or APPLIANCE_INIT} root=/dev/vda1 ro"]
     else:
         label = info.root_file_system_label or label_of(info.address.ip_address)
         root = f"LABEL={label}" if has_initrd else _root_device(info)
         words = [f"root={root} ro", "console=tty0 console=ttyS0,115200n8", "net.ifnames=0"]
+        if init:
+            words.append(f"init={init}")
     if info.extra_kernel_options:
         words.append(info.extra_kernel_options)
     return " ".join(words)

@@ -56,12 +56,14 @@ M = TypeVar("M", bound=Message)
 class Layer(msgspec.Struct, kw_only=True):
     """How a root volume lies on disk: a raw file, or a qcow2 overlay of the brick ``backing``.
 
-    ``loader`` is the name of the brick's boot loader, if it has one.
+    ``loader`` is the name of the brick's boot loader, if it has one; ``init`` what a kernel that is
+    booted directly starts, where that is not /sbin/init.
     """
 
     format: Literal["raw", "qcow2"] = "raw"
     backing: str = ""
     loader: str = ""
+    init: str = ""
 
 
 class AgentRecord(msgspec.Struct, kw_only=True):

@@ -168,7 +168,7 @@ def _ways(
 
     def entry(where: Path) -> float:
         # A fifth at a time, so that the bytes are not all in memory.
-        store, index = ObjectStore(where, with_blake3=True), Index(where / INDEX)
+        store, index = ObjectStore(where, with_blake3=True, flat=True), Index(where / INDEX)
         index.load()
         seconds = 0.0
         for start in range(0, len(order), 4096):

@@ -68,8 +68,13 @@ struct ss_ext4_source {
     int (*digests)(void *context, const uint32_t *inodes, uint32_t count, uint8_t *digests);
 };
 
-/* Opens objects of a store laid out <2 hex>/<2 hex>/<124 hex> below a directory; `context` is a
- * pointer to an int: the directory's descriptor. */
+/* Where objects are stored: <2 hex>/<2 hex>/<124 hex> below a directory, or flat. */
+struct ss_ext4_objects {
+    int directory;   /* its descriptor */
+    unsigned levels; /* 1: flat, <2 hex>/<126 hex>; 2; the other is tried too, and remembered */
+};
+
+/* Opens stored objects; `context` is a pointer to a struct ss_ext4_objects. */
 int ss_ext4_open_stored(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE]);
 
 /* `fd` is a fresh file, at least `offset` + size bytes long (holes read as zeros). */

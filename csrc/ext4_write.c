@@ -12,6 +12,7 @@
 #include "ext4_plan.h"
 #include "ext4_sink.h"
 #include "ext4_xattr.h"
+#include "object_path.h"
 
 enum { BUFFER = 1 << 20, SMALL_BUFFER = 1 << 17, SMALL_ROOT = 4 << 20 };
 
@@ -314,19 +315,26 @@ int ss_ext4_write(int fd, uint64_t offset, const struct ss_tree *tree,
     return rc;
 }
 
+static int open_object(const struct ss_ext4_objects *objects, const uint8_t hash[SS_HASH_SIZE])
+{
+    char path[SS_OBJECT_PATH];
+
+    ss_object_path(hash, objects->levels, path);
+    int fd = openat(objects->directory, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
 int ss_ext4_open_stored(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE])
 {
-    static const char HEX[] = "0123456789abcdef";
-    char path[2 * SS_HASH_SIZE + 3], *at = path;
+    struct ss_ext4_objects *objects = context, other = *objects;
 
     (void)inode;
-    for (unsigned i = 0; i < SS_HASH_SIZE; i++) {
-        *at++ = HEX[hash[i] >> 4];
-        *at++ = HEX[hash[i] & 15];
-        if (i < 2)
-            *at++ = '/';
+    int fd = open_object(objects, hash);
+    if (fd == -ENOENT) {
+        other.levels = 3 - objects->levels;
+        fd = open_object(&other, hash);
+        if (fd >= 0)
+            objects->levels = other.levels;
     }
-    *at = 0;
-    int fd = openat(*(const int *)context, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    return fd < 0 ? -errno : fd;
+    return fd;
 }

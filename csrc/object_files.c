@@ -11,19 +11,6 @@
 
 enum { TOGETHER = 32, TRIES = 3 };
 
-void ss_object_path(const uint8_t hash[SS_OBJECT_HASH], char path[SS_OBJECT_PATH])
-{
-    static const char HEX[] = "0123456789abcdef";
-
-    for (unsigned i = 0; i < SS_OBJECT_HASH; i++) {
-        *path++ = HEX[hash[i] >> 4];
-        *path++ = HEX[hash[i] & 15];
-        if (i < 2)
-            *path++ = '/';
-    }
-    *path = 0;
-}
-
 /* Digests of `count` objects, the small ones side by side in the lanes of the processor. */
 static void digest(struct ss_object_file *objects, size_t count)
 {
@@ -52,7 +39,7 @@ static void digest(struct ss_object_file *objects, size_t count)
     }
 }
 
-static int make(int directory, char path[SS_OBJECT_PATH])
+static int make(int directory, unsigned levels, char path[SS_OBJECT_PATH])
 {
     const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
 
@@ -63,7 +50,8 @@ static int make(int directory, char path[SS_OBJECT_PATH])
         /* Another try in case somebody has removed an empty bucket meanwhile. */
         if (errno != ENOENT || attempt == TRIES)
             return -errno;
-        for (size_t end = 2; end <= 5; end += 3) {
+        for (unsigned level = 0; level < levels; level++) {
+            size_t end = 2 + 3 * (size_t)level;
             path[end] = 0;
             int rc = mkdirat(directory, path, 0777);
             path[end] = '/';
@@ -87,12 +75,12 @@ static int fill(int fd, const uint8_t *data, size_t size)
     return 0;
 }
 
-static int write_one(int directory, const struct ss_object_file *object)
+static int write_one(int directory, unsigned levels, const struct ss_object_file *object)
 {
     char path[SS_OBJECT_PATH];
 
-    ss_object_path(object->hash, path);
-    int fd = make(directory, path);
+    ss_object_path(object->hash, levels, path);
+    int fd = make(directory, levels, path);
     if (fd < 0)
         return fd;
     int rc = fill(fd, object->data, object->size);
@@ -103,9 +91,10 @@ static int write_one(int directory, const struct ss_object_file *object)
     return rc;
 }
 
-void ss_object_files_write(int directory, struct ss_object_file *objects, size_t count)
+void ss_object_files_write(int directory, unsigned levels, struct ss_object_file *objects,
+                           size_t count)
 {
     digest(objects, count);
     for (size_t i = 0; i < count; i++)
-        objects[i].error = write_one(directory, &objects[i]);
+        objects[i].error = write_one(directory, levels, &objects[i]);
 }

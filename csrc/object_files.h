@@ -1,4 +1,5 @@
-/* Whole objects from memory into files of a store: <2 hex>/<2 hex>/<124 hex> below a directory.
+/* Whole objects from memory into files of a store: <2 hex>/<2 hex>/<124 hex> below a directory, or
+ * flat: <2 hex>/<126 hex>.
  *
  * A file is made under its own name: a kill in the middle leaves a part of it there, so this is for
  * stores that believe a file only once an index names it.
@@ -9,8 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SS_OBJECT_HASH 64 /* bytes of a SHA-512 */
-#define SS_OBJECT_PATH (2 * SS_OBJECT_HASH + 3)
+#include "object_path.h"
 
 struct ss_object_file {
     const uint8_t *hash; /* SS_OBJECT_HASH bytes: its name; not compared with the data */
@@ -21,10 +21,9 @@ struct ss_object_file {
                            name before: -EEXIST */
 };
 
-/* Writes `count` objects; each has its own `error`. Buckets that lack are made. */
-void ss_object_files_write(int directory, struct ss_object_file *objects, size_t count);
-
-/* The path of an object below its store's directory, with a 0 at the end. */
-void ss_object_path(const uint8_t hash[SS_OBJECT_HASH], char path[SS_OBJECT_PATH]);
+/* Writes `count` objects; each has its own `error`. Buckets that lack are made. `levels` of them are
+ * above an object: 1 (flat) or 2. */
+void ss_object_files_write(int directory, unsigned levels, struct ss_object_file *objects,
+                           size_t count);
 
 #endif

@@ -82,10 +82,11 @@ def check(directory: Path) -> None:
 
     asyncio.run(work())
     known = {cache._store.path(hash_) for hash_ in cache._held}
-    assert set(directory.glob("??/??/*")) == known
+    assert set(directory.glob("??/*")) == known
     assert list((directory / ".incoming").iterdir()) == []
     cache.close()
     assert sorted(p.name for p in directory.iterdir() if p.name.startswith(".")) == [
+        ".flat",
         ".incoming",
         ".index",
         ".lock",

@@ -27,8 +27,7 @@ def contents(count: int, size: int = 1000) -> list[bytes]:
 
 def objects_on_disk(directory: Path) -> set[bytes]:
     return {
-        bytes.fromhex("".join(path.relative_to(directory).parts))
-        for path in directory.glob("??/??/*")
+        bytes.fromhex("".join(path.relative_to(directory).parts)) for path in directory.glob("??/*")
     }
 
 

@@ -176,3 +176,31 @@ def test_descriptors_are_closed(tmp_path: Path) -> None:
         store.put(LARGE)
         store.sync()
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+
+
+def test_a_store_of_two_levels_becomes_flat(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path)
+    contents = [b"%d" % number for number in range(1, 300)]
+    before = {store.put(content): len(content) for content in contents}
+    store.close()
+    for _ in range(2):
+        flat = ObjectStore(tmp_path, flat=True)
+        assert dict(flat.list()) == before
+        for hash_ in before:
+            assert flat.path(hash_) == tmp_path / hash_.hex()[:2] / hash_.hex()[2:]
+            assert flat.verify(hash_).hash == hash_
+        flat.close()
+    assert all(path.is_file() for path in tmp_path.glob("??/*"))
+
+
+def test_a_move_that_was_cut_is_gone_on_with(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path)
+    before = {store.put(b"%d" % number): 3 for number in range(100, 200)}
+    store.close()
+    moved = sorted(before)[:40]
+    for hash_ in moved:
+        path = store.path(hash_)
+        path.rename(path.parent.parent / hash_.hex()[2:])
+    flat = ObjectStore(tmp_path, flat=True)
+    assert dict(flat.list()) == before
+    flat.close()

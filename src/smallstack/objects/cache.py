@@ -95,7 +95,7 @@ class ObjectCache:
         self.quota_bytes = quota_bytes
         self.stall_seconds = stall_seconds
         self.answer_seconds = answer_seconds
-        self._store = ObjectStore(directory, with_blake3=True)
+        self._store = ObjectStore(directory, with_blake3=True, flat=True)
         self._index = Index(directory / INDEX)
         known = self._index.load()
         self._held = Table(known)
@@ -210,7 +210,12 @@ class ObjectCache:
         return new
 
     def _sizes(self, hashes: Sequence[bytes]) -> list[int | None]:
-        return [self._store.size(hash_) for hash_ in hashes]
+        """Bytes of files that were found; empty ones, which a kill leaves, go."""
+        sizes = [self._store.size(hash_) for hash_ in hashes]
+        for hash_, size in zip(hashes, sizes, strict=True):
+            if size is None:
+                self._store.delete(hash_)
+        return sizes
 
     # What is there, and what is not.
 

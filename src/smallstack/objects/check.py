@@ -52,7 +52,7 @@ def check_objects(
     changed: Callable[[Checked, int, int], None] = lambda *_: None,
     jobs: int = 2,
 ) -> Checked:
-    """Check every object below ``directory``, or with an ``index`` those that it names.
+    """Check every object below ``directory``, or with an ``index`` (of a flat store) those in it.
 
     ``changed`` is told what was found so far, of how many objects and bytes; any thread calls it.
     Raises StoreError when the directory cannot be read.
@@ -62,10 +62,10 @@ def check_objects(
     except OSError as error:
         raise StoreError(directory=directory, detail=describe(error)) from error
     known = None if index is None else Index(index).read()
-    root = os.fspath(directory)
+    root, flat = os.fspath(directory), index is not None
     found = Checked()
     there: list[tuple[bytes, int]] = []
-    for hash_, size in list_objects(root):
+    for hash_, size in list_objects(root, flat):
         if known is None or hash_ in known:
             there.append((hash_, size))
         else:
@@ -91,7 +91,7 @@ def check_objects(
             found.missing = [
                 h
                 for h in found.missing
-                if h in still and not os.path.exists(object_path(root, h))  # noqa: PTH110 - a text
+                if h in still and not os.path.exists(object_path(root, h, flat))  # noqa: PTH110 - a text
             ]
     return found
 
@@ -105,7 +105,7 @@ def _parts(there: Sequence[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int
 def _check(root: str, hash_: bytes, known: Known | None) -> tuple[int, Wrong | None]:
     """Bytes read of one object, and what is wrong with it."""
     try:
-        with open(object_path(root, hash_), "rb", buffering=0) as file:  # noqa: PTH123 - a text
+        with open(object_path(root, hash_, known is not None), "rb", buffering=0) as file:  # noqa: PTH123 - a text
             digest, keyed, size = read_digests(file)
     except FileNotFoundError:
         return 0, None  # it went meanwhile

@@ -13,16 +13,19 @@ cdef extern from "object_files.h" nogil:
         size_t size
         uint8_t blake3[32]
         int error
-    void ss_object_files_write(int directory, ss_object_file *objects, size_t count)
+    void ss_object_files_write(int directory, unsigned levels, ss_object_file *objects,
+                               size_t count)
 
 
-def write_objects(int directory, const uint8_t[::1] data not None, list objects not None):
+def write_objects(int directory, bint flat, const uint8_t[::1] data not None,
+                  list objects not None):
     """Writes objects into a store; for each its BLAKE3 and 0 or a negative errno.
 
     ``directory`` is a descriptor; an object is (SHA-512, offset in ``data``, size), both in bytes.
     See csrc/object_files.h for what is left behind by a kill. Raises ValueError for an object that
     is not within ``data``.
     """
+    cdef unsigned levels = 1 if flat else 2
     cdef size_t count = len(objects), i, offset, size, end = <size_t>data.shape[0]
     cdef ss_object_file *files
     if not count:
@@ -39,7 +42,7 @@ def write_objects(int directory, const uint8_t[::1] data not None, list objects 
             files[i].data = &data[offset]
             files[i].size = size
         with nogil:
-            ss_object_files_write(directory, files, count)
+            ss_object_files_write(directory, levels, files, count)
         return [(files[i].blake3[:32], files[i].error) for i in range(count)]
     finally:
         free(files)

@@ -153,7 +153,7 @@ class Intake:
         return None
 
     def _write(self, data: bytes, whole: list[_Part]) -> list[tuple[bytes, int]]:
-        return write_objects(self._store.descriptor, data, whole)
+        return write_objects(self._store.descriptor, self._store.flat, data, whole)
 
     def _replace(self, hash_: bytes, data: bytes) -> Stored:
         """A file of that name is there: it is compared, and replaced if it has other bytes."""

@@ -3,6 +3,7 @@
 ::
 
     <directory>/ab/cd/<124 hex digits>      an object; never written to again
+    <directory>/ab/<126 hex digits>         the same in a flat store, which is ours: 256 directories
     <directory>/.incoming/<n>~              one on its way in; removed at the next start
 
 An object enters through :class:`Incoming`: bytes in, digest checked at the end, then a rename. The
@@ -38,6 +39,8 @@ from smallstack.telemetry.errors import describe
 
 INCOMING: Final = ".incoming"
 LOCK: Final = ".lock"
+FLAT: Final = ".flat"
+"""There in a flat store: nothing has to be moved any more."""
 IN_MEMORY: Final = 1 << 20
 """An object of at most this many bytes stays in memory until its digest is known."""
 CHUNK: Final = 1 << 20
@@ -60,9 +63,13 @@ class ObjectStore:
     Raises StoreBusyError when another process has the store open, StoreError.
     """
 
-    def __init__(self, directory: Path, *, with_blake3: bool = False) -> None:
-        """``with_blake3``: what comes in gets its BLAKE3 worked out as well."""
+    def __init__(self, directory: Path, *, with_blake3: bool = False, flat: bool = False) -> None:
+        """``with_blake3``: what comes in gets its BLAKE3 worked out as well.
+
+        ``flat``: objects lie one directory below; a store of the other kind is made into one.
+        """
         self.directory = directory
+        self.flat = flat
         self.with_blake3 = with_blake3
         self._root = os.fspath(directory)
         self._incoming = directory / INCOMING
@@ -76,6 +83,9 @@ class ObjectStore:
             """Of the directory, for as long as the store is open."""
             for left in self._incoming.iterdir():
                 left.unlink()
+            if flat and not (directory / FLAT).exists():
+                _flatten(self._root)
+                (directory / FLAT).touch()
         except BlockingIOError:
             raise StoreBusyError(directory=directory) from None
         except OSError as error:
@@ -154,7 +164,7 @@ class ObjectStore:
 
     def list(self) -> Iterator[tuple[Hash, int]]:
         """As `list_objects` of its directory."""
-        return list_objects(self._root)
+        return list_objects(self._root, self.flat)
 
     def sync(self) -> None:
         """Bring everything that was stored to the disk; raises StoreError."""
@@ -165,7 +175,7 @@ class ObjectStore:
     def _name(self, hash_: bytes) -> str:
         if len(hash_) != HASH_SIZE:
             raise ValueError(f"a SHA-512 digest has {HASH_SIZE} bytes, not {len(hash_)}")
-        return object_path(self._root, hash_)
+        return object_path(self._root, hash_, self.flat)
 
     def _temporary(self) -> str:
         return f"{self._root}/{INCOMING}/{next(self._numbers)}~"
@@ -209,22 +219,36 @@ class ObjectStore:
                 return
 
 
-def object_path(root: str, hash_: bytes) -> str:
+def object_path(root: str, hash_: bytes, flat: bool) -> str:
     """Where an object is in the store below ``root``."""
     digits = hash_.hex()
+    if flat:
+        return f"{root}/{digits[:2]}/{digits[2:]}"
     return f"{root}/{digits[:2]}/{digits[2:4]}/{digits[4:]}"
 
 
-def list_objects(root: str) -> Iterator[tuple[Hash, int]]:
-    """Digest and size in bytes of every object, in the order of the digests' first 16 bits."""
+def list_objects(root: str, flat: bool) -> Iterator[tuple[Hash, int]]:
+    """Digest and size in bytes of every object, bucket by bucket."""
     for first in _buckets(root):
-        for second in _buckets(f"{root}/{first}"):
+        seconds = ("",) if flat else _buckets(f"{root}/{first}")
+        for second in seconds:
             with suppress(FileNotFoundError), os.scandir(f"{root}/{first}/{second}") as d:
                 for entry in d:
-                    if len(entry.name) == 124 and _HEX.issuperset(entry.name):
+                    digits = first + second + entry.name
+                    if len(digits) == 2 * HASH_SIZE and _HEX.issuperset(digits):
                         with suppress(FileNotFoundError):
                             size = entry.stat(follow_symlinks=False).st_size
-                            yield Hash(bytes.fromhex(first + second + entry.name)), size
+                            yield Hash(bytes.fromhex(digits)), size
+
+
+def _flatten(root: str) -> None:
+    """Move the objects of a store of two levels up by one."""
+    for first in _buckets(root):
+        for second in _buckets(f"{root}/{first}"):
+            bucket = f"{root}/{first}/{second}"
+            for name in os.listdir(bucket):  # noqa: PTH208 - many
+                os.rename(f"{bucket}/{name}", f"{root}/{first}/{second}{name}")  # noqa: PTH104
+            os.rmdir(bucket)  # noqa: PTH106
 
 
 def read_digests(file: BinaryIO) -> tuple[bytes, bytes, int]:

@@ -63,7 +63,7 @@ class Objects(Protocol):
 
     @property
     def directory(self) -> Path:
-        """Holds the objects as <2 hex>/<2 hex>/<124 hex>."""
+        """Holds the objects as <2 hex>/<126 hex> or <2 hex>/<2 hex>/<124 hex>."""
 
     def blake3(self, hash_: bytes, /) -> bytes:
         """The 32-byte BLAKE3 of an object by its SHA-512."""

@@ -76,6 +76,9 @@ cdef extern from "ext4.h" nogil:
         void *context
         open_function open
         digests_function digests
+    struct ss_ext4_objects:
+        int directory
+        unsigned levels
     int ss_ext4_open_stored(void *context, uint32_t inode, const uint8_t *hash) noexcept
     int ss_ext4_write(int fd, uint64_t offset, const ss_tree *tree, const ss_ext4_params *params,
                       const ss_ext4_source *source, ss_ext4_report *report) noexcept
@@ -94,7 +97,7 @@ cdef extern from "ext4_dir.h" nogil:
 
 
 cdef struct context:
-    int directory  # first: ss_ext4_open_stored reads it
+    ss_ext4_objects objects  # first: ss_ext4_open_stored reads it
     const ss_inode *inodes
     void *blake3   # a Python callable
     void *error    # a list that takes what it raised
@@ -128,8 +131,8 @@ def write_root(int fd, fs, int object_directory, *, blake3, uint64_t size, uint6
                uint32_t reserved_percent=5, path=""):
     """Writes ``fs`` as an ext4 file system of ``size`` bytes at byte ``offset`` of a fresh file.
 
-    ``object_directory`` is a descriptor of the directory that holds the objects (2 hex, 2 hex,
-    124 hex); ``blake3(sha512) -> 32 bytes`` is asked, in batches, for what each object's bytes
+    ``object_directory`` is a descriptor of the directory that holds the objects (2 hex, 126 hex, or
+    2 hex, 2 hex, 124 hex); ``blake3(sha512) -> 32 bytes`` is asked, in batches, for what each object's bytes
     must hash to (None: nothing is checked). ``time`` is in seconds. The global interpreter lock
     is released but for those batches. Raises the errors of smallstack.volumes.errors, and what
     ``blake3`` raised; ``path`` is the volume's name in them.
@@ -165,7 +168,8 @@ def write_root(int fd, fs, int object_directory, *, blake3, uint64_t size, uint6
     params.time = time
     params.bytes_per_inode = bytes_per_inode
     params.reserved_percent = reserved_percent
-    ctx.directory = object_directory
+    ctx.objects.directory = object_directory
+    ctx.objects.levels = 1
     ctx.inodes = tree.inodes
     ctx.blake3 = <void *>blake3
     ctx.error = <void *>raised

@@ -17,8 +17,10 @@ from smallstack.srpc.client import dial
 from smallstack.srpc.errors import ConnectError, PeerStalledError
 from smallstack.srpc.server import Call
 from smallstack.srpc.stream import READ_HIGH
+from tests.proto.reference_gob import integer, message, structure, text, uint
 
 from .conftest import Certificates, Running, Serve
+from .test_gob_hostile import definition, fields
 
 CONNECT = b"CONNECT /_goSRPC_/ HTTP/1.0\n\n"
 CONNECT_TLS = b"CONNECT /_go_TLS_SRPC_/ HTTP/1.0\n\n"
@@ -270,8 +272,11 @@ async def test_a_slow_reader_that_goes_on_is_not(serve: Serve) -> None:
         b"\xfc\x7f\xff\xff\xff",
         bytes(64),
         b"\x2b\x7f\x03\x01\x01\x10GetVmInfoRequest" + b"\xff" * 26,
+        b"".join(definition(65 + n, elem=integer(5)) for n in range(600)),
+        b"".join(definition(65 + n, elem=integer(66 + n)) for n in range(100))
+        + message(integer(65) + b"\0" + b"\1" * 100),
     ],
-    ids=range(5),
+    ids=range(7),
 )
 async def test_broken_gob_is_told_and_ends_the_connection(
     serve: Serve, request_bytes: bytes
@@ -285,6 +290,26 @@ async def test_broken_gob_is_told_and_ends_the_connection(
         assert answer.endswith(b"\n")
         writer.close()
         assert await _works(running)
+
+
+async def test_a_value_in_thousands_of_messages_leaves_others_their_turn(serve: Serve) -> None:
+    """A list of values of an unknown interface, each with a new type: a message for every one."""
+    unknown = definition(66, elem=integer(8)) + definition(65, fields=fields(("Unknown", 66)))
+    count = 400
+    parts = [integer(65) + b"\1" + uint(count)]
+    for number in range(count):
+        parts[-1] += text(f"T{number}")
+        kind = structure(None, structure(structure(text("T"), integer(100 + number)), integer(5)))
+        parts[-1] += integer(-100 - number) + kind
+        parts.append(integer(100 + number) + uint(2) + b"\0\0")
+    stream = unknown + b"".join(message(part) for part in [*parts[:-1], parts[-1] + b"\0"])
+    async with serve() as running:
+        reader, writer = await _connected(running)
+        with watch_callbacks() as stretches:
+            writer.write(INFO + stream)
+            assert await reader.readexactly(2) == b"\n\n"
+        assert [s for s in stretches if "serve" in s.where] == []
+        writer.close()
 
 
 async def test_broken_json_is_told(serve: Serve) -> None:

@@ -16,7 +16,9 @@ import msgspec
 
 from smallstack.identity.peer import Peer
 from smallstack.srpc import gob
+from smallstack.srpc.budget import LARGE, Budget
 from smallstack.srpc.coder import DEFAULT, NEED_MORE, Limits, NeedMoreType
+from smallstack.srpc.errors import RemoteProtocolError
 from smallstack.srpc.stream import MAX_LINE, READ_HIGH, WRITE_HIGH, Stream
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 THREAD_SIZE: Final = 128 * 1024
 """Bytes above which decoding is not the loop's work: some milliseconds of CPU time."""
+MESSAGES: Final = 100
+"""Messages of one value taken in a row: a value may come in thousands of tiny ones."""
 _NOBODY: Final = Peer()
 
 
@@ -55,6 +59,7 @@ class Connection(Stream):
         "_decoder",
         "_encoder",
         "_late_newline",
+        "budget",
         "json",
         "limits",
         "moved",
@@ -71,6 +76,8 @@ class Connection(Stream):
         self.moved: Connection | None = None
         """What goes on in its place; see `smallstack.srpc.local`."""
         self.limits: Limits = DEFAULT
+        self.budget: Budget | None = None
+        """What large values of this peer share; None for no bound but each one's own."""
         self._late_newline = False  # of the last JSON value: it may still be on its way
         self._encoder: Encoder | None = None
         self._decoder: Decoder | None = None
@@ -85,6 +92,7 @@ class Connection(Stream):
         self.peer, self.peer_with_access = other.peer, other.peer_with_access
         self.remote_host, self.remote_port = other.remote_host, other.remote_port
         self.json, self.limits, self.patience = other.json, other.limits, other.patience
+        self.budget = other.budget
 
     def begin_call(self) -> None:
         """New codecs from here on."""
@@ -117,21 +125,34 @@ class Connection(Stream):
             await self.more()
         if self.json:
             return await self._decode_json(type_)
+        value = self.decode_here(type_)
+        if value is not NEED_MORE:
+            return value
+        room = _Room(self.budget)
+        try:
+            return await self._decode_gob(type_, room)
+        finally:
+            room.leave()
+
+    async def _decode_gob(self, type_: type[T], room: "_Room") -> T:
         begun, before = self._loop.time(), self._received
-        while (value := self.decode_here(type_)) is NEED_MORE:
+        messages = 0
+        while True:
             assert self._decoder is not None
+            messages += 1
+            if messages % MESSAGES == 0:
+                await asyncio.sleep(0)
             size = await self._gob_message()
             self.hurry(begun, self._received - before)
-            if size <= len(self._buffer) and size <= THREAD_SIZE:
-                continue
+            if await room.enter(size):
+                begun, before = self._loop.time(), self._received  # it was not the peer who waited
             parts = await self.read_parts(size)
             if size > THREAD_SIZE:
                 value = await asyncio.to_thread(_feed_and_decode, self._decoder, parts, type_)
             else:
                 value = _feed_and_decode(self._decoder, parts, type_)
             if value is not NEED_MORE:
-                break
-        return value
+                return value
 
     def decode_here(self, type_: type[T]) -> T | NeedMoreType:
         """The next value if all of it is here and not too much for the loop, else NEED_MORE.
@@ -141,17 +162,18 @@ class Connection(Stream):
         decoder = self._decoder
         if decoder is None:
             decoder = self._decoder = gob.Decoder(self.limits)
-        while True:
+        for _ in range(MESSAGES):
             lengths = gob.message_length(self._buffer)
             if lengths is NEED_MORE:
-                return NEED_MORE
+                break
             size = lengths[0] + lengths[1]
             if size > THREAD_SIZE or size > len(self._buffer):
-                return NEED_MORE
+                break
             decoder.feed(self._take(size))
             value = decoder.decode(type_)
             if value is not NEED_MORE:
                 return value
+        return NEED_MORE
 
     async def read_line(self, limit: int = MAX_LINE) -> bytes:
         """As `Stream.read_line`."""
@@ -197,11 +219,20 @@ class Connection(Stream):
         return header + body
 
     async def _decode_json(self, type_: type[T]) -> T:
+        room = _Room(self.budget)
+        try:
+            return await self._decode_json_in(type_, room)
+        finally:
+            room.leave()
+
+    async def _decode_json_in(self, type_: type[T], room: "_Room") -> T:
         if self._decoder is None:
             self._decoder = _json().Decoder(self.limits)
         decoder = cast("json_coder.Decoder", self._decoder)
         begun, before = self._loop.time(), self._received
         while True:
+            if await room.enter(len(self._buffer)):
+                begun, before = self._loop.time(), self._received
             data = bytes(self._buffer)
             self._buffer.clear()
             if len(data) > THREAD_SIZE:
@@ -216,6 +247,39 @@ class Connection(Stream):
         self._late_newline = decoder.newline_pending
         self.unread(decoder.take_rest())
         return value
+
+
+class _Room:
+    """What one value, coming in pieces, has of a budget."""
+
+    __slots__ = ("_budget", "_held", "_size")
+
+    def __init__(self, budget: Budget | None) -> None:
+        self._budget = budget
+        self._held = 0
+        self._size = 0
+
+    async def enter(self, size: int) -> bool:
+        """So many bytes more will be there; whether that had to be waited for.
+
+        Raises RemoteProtocolError in the middle of a value for which there is no room any more.
+        """
+        self._size += size
+        budget = self._budget
+        if budget is None or self._size <= max(self._held, LARGE):
+            return False
+        if self._held:
+            if not budget.grow(self._held, self._size - self._held):
+                raise RemoteProtocolError(what="more large values at once than one user may send")
+        else:
+            await budget.take(self._size)
+        self._held = self._size
+        return True
+
+    def leave(self) -> None:
+        """The value is here, or never will be."""
+        if self._budget is not None and self._held:
+            self._budget.give(self._held)
 
 
 def _feed_and_decode(decoder: Decoder, parts: list[bytes], type_: type[T]) -> T | NeedMoreType:

@@ -28,6 +28,7 @@ from smallstack.identity.peer import Peer
 from smallstack.proto.methods import METHODS, Method, Shape
 from smallstack.srpc import framing
 from smallstack.srpc.audit import Audit
+from smallstack.srpc.budget import Budget
 from smallstack.srpc.coder import NEED_MORE
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import (
@@ -133,6 +134,16 @@ class _Registered(NamedTuple):
     unauthenticated: bool
 
 
+class _User:
+    """What the connections of one user share."""
+
+    __slots__ = ("budget", "connections")
+
+    def __init__(self) -> None:
+        self.budget = Budget()
+        self.connections = 0
+
+
 class Server:
     """Services by name, and the connections being served."""
 
@@ -165,7 +176,7 @@ class Server:
         self.audit = Audit()
         self._rates = Rates(calls_per_second)
         self._max_user_connections = max_user_connections
-        self._user_connections: dict[str, int] = {}
+        self._users: dict[str, _User] = {}
         self._reads = allow_unauthenticated_reads
         self._max_connections = max_connections
         self._max_handshakes = max_handshakes
@@ -385,12 +396,13 @@ class Server:
         assert task is not None
         self._handshakes.pop(conn, None)
         user = conn.peer.username or conn.remote_host
-        count = self._user_connections.get(user, 0)
-        if count >= self._max_user_connections:
-            self._refused(conn, f"more than {count} connections of one user")
+        shared = self._users.setdefault(user, _User())
+        if shared.connections >= self._max_user_connections:
+            self._refused(conn, f"more than {shared.connections} connections of one user")
             self.observer.rejected("too many of one user")
             return
-        self._user_connections[user] = count + 1
+        shared.connections += 1
+        conn.budget = shared.budget
         self._idle.add(conn)
         self.observer.connection(True)
         served = 0
@@ -425,10 +437,9 @@ class Server:
                 conn.close()
             self._idle.discard(conn)
             self._busy.pop(conn, None)
-            if (count := self._user_connections[user] - 1) > 0:
-                self._user_connections[user] = count
-            else:
-                del self._user_connections[user]
+            shared.connections -= 1
+            if not shared.connections:
+                del self._users[user]
             self._check_empty()
             self.observer.connection(False)
 

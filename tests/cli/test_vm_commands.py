@@ -26,6 +26,15 @@ from smallstack.telemetry.timeline import Phase
     [
         (["create-vm", "--image-name", "x"], "a VM needs a name"),
         (["create-vm", "--hostname", "x"], "no image"),
+        (
+            ["create-vm", "--hostname", "x", "--image-name", "a", "--image-url", "http://h/"],
+            "several images: leave --image-url out",
+        ),
+        (
+            ["create-vm", "--hostname", "x", "--image-file", "a", "--overlay-directory", "/etc"],
+            "an overlay goes only over --image-name",
+        ),
+        (["create-vm", "--hostname", "x", "--image-format", "vhdx"], "--image-format"),
         (["create-vm", "--hostname", "x", "--image-name", "x", "--tag", "k"], "'--tag': 'k' is no"),
         (["create-vm", "--memory", "some"], "'--memory': 'some' is no size"),
         (["create-vm", "--memory", "-5M"], "'--memory': '-5M' is no size"),

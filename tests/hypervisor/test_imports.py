@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from smallstack.durable import boot_id
-from smallstack.hypervisor.errors import SpaceError, StorageIndexError
+from smallstack.hypervisor.errors import DiskFullError, SpaceError, StorageIndexError
 from smallstack.hypervisor.host import LocalHost, Space
 from smallstack.hypervisor.image_url import ImageUrlError, UrlPolicy, parse_image_url
 from smallstack.hypervisor.images import Images
@@ -28,6 +28,7 @@ from smallstack.volumes.errors import DiskImageError, VolumeWriteError
 from smallstack.volumes.foreign.formats import DiskFormat
 from tests.conftest import PASSES, Watch
 from tests.hypervisor.web import Asked, Server, file, serving
+from tests.volumes.disks import run
 from tests.volumes.foreign.images import MIB, SIZE, convert, make_raw
 
 pytestmark = pytest.mark.root
@@ -312,6 +313,20 @@ async def test_durable_or_gone(
     with pytest.raises(VolumeWriteError, match="Input/output error"):
         await world.roots.durable(third)
     assert not third.path.exists()
+
+
+async def test_a_full_disk(world: World) -> None:
+    """In the middle of what is sent, of what is unpacked and of what is converted."""
+    data = os.urandom(SIZE)
+    place = world.directories[0] / BRICKS
+    for image in (data, gzip.compress(data, 1)):
+        run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place)
+        try:
+            with pytest.raises(DiskFullError, match=r"^no space left on the disk of [^:]*: free"):
+                await world.get(upload(image))
+            assert list(place.iterdir()) == []
+        finally:
+            run("umount", place)
 
 
 async def test_files_of_this_machine(world: World, tmp_path: Path) -> None:

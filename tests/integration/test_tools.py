@@ -61,7 +61,7 @@ class Tools:
 
 async def test_every_command_of_every_tool(cloud: Cloud, tmp_path: Path) -> None:
     tools = Tools(cloud.directory)
-    for walk in (hypervisor, life, console, metadata, images, check):
+    for walk in (hypervisor, disk_images, life, console, metadata, images, check):
         await asyncio.to_thread(walk, tools, tmp_path)
     assert tools.used == {(tool, name) for tool, commands in ALL.items() for name in commands}
     async with cloud.client() as client:
@@ -81,6 +81,25 @@ def hypervisor(tools: Tools, tmp_path: Path) -> None:
     ip = tools.tell("vm-control", "create-vm", *stopped)[0].strip()
     assert ip in {"203.0.113.10", "203.0.113.11"}
     tools.run("vm-control", "destroy-vm", ip)
+
+
+def disk_images(tools: Tools, tmp_path: Path) -> None:
+    """A disk from a file, with what is told on the way; files that are none."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"disk" * 1_000_000)
+    stopped = ["--hostname", "disk", "--subnet-id", "test", "--do-not-start", *SMALL[2:]]
+    words = ["--image-file", disk, "--root-size", "8M", *stopped]
+    out, err = tools.tell("vm-control", "create-vm", *words)
+    assert "getting image" in err
+    assert "sent 3 of 3 MiB of the image" in err
+    info = json.loads(tools.run("vm-control", "get-vm-info", out.strip()))
+    assert info["Volumes"][0]["Size"] == 8 << 20
+    tools.run("vm-control", "destroy-vm", out.strip())
+    for path, told in ((tmp_path / "none", "No such file"), (Path("/dev/null"), "no regular file")):
+        command = tools.command("vm-control", "create-vm", "--image-file", str(path), *stopped)
+        failed = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert (failed.stderr.count("cannot read"), told in failed.stderr) == (1, True)
 
 
 def life(tools: Tools, tmp_path: Path) -> None:

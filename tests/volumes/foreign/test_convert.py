@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import struct
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 
 from smallstack.hypervisor.errors import DiskFullError
 from smallstack.hypervisor.roots import full_disk
+from smallstack.machine.start import process_start_time
 from smallstack.volumes.errors import ConverterMissingError, DiskImageError
 from smallstack.volumes.foreign import convert as converting
 from smallstack.volumes.foreign.convert import convert, flatten
 from smallstack.volumes.foreign.formats import DiskFormat, FormatError, check_whole, recognise
 from smallstack.volumes.foreign.sparse import SparseFile
+from tests.network.world import settled
 from tests.volumes.disks import run
 from tests.volumes.foreign.images import MIB, SIZE, every_format, make_raw
 from tests.volumes.foreign.images import convert as make
@@ -210,3 +213,34 @@ def test_numbers_of_vdi_are_where_they_are_said_to_be(tmp_path: Path) -> None:
     """The size of the disk, as this test reads it."""
     data = every_format(tmp_path)["vdi"].read_bytes()
     assert struct.unpack_from("<Q", data, 368) == (SIZE,)
+
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from smallstack.volumes.foreign.convert import convert
+from smallstack.volumes.foreign.formats import DiskFormat
+from smallstack.volumes.foreign.sparse import SparseFile
+
+here = Path(sys.argv[1])
+target = SparseFile(here / "out")
+asyncio.run(convert(here / "source", DiskFormat.VDI, target, 4096, (65534, 65534), "x"))
+"""
+
+
+async def test_a_killed_agent_takes_the_converter_along(tmp_path: Path, tools: Path) -> None:
+    said = tools / "pid"
+    said.touch()
+    said.chmod(0o666)
+    stand_in(tools, f"echo $$ >{said}; exec sleep 600")
+    (tmp_path / "source").write_bytes(bytes(4096))
+    agent = await asyncio.create_subprocess_exec(sys.executable, "-c", CHILD, tmp_path)
+    assert await asyncio.to_thread(settled, lambda: said.read_text().endswith("\n"))
+    agent.kill()
+    await agent.wait()
+    assert await asyncio.to_thread(settled, lambda: ended(int(said.read_text())))
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits to be reaped by whoever inherited it."""
+    return process_start_time(pid) is None

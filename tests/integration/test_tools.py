@@ -88,7 +88,7 @@ def disk_images(tools: Tools, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"disk" * 1_000_000)
     stopped = ["--hostname", "disk", "--subnet-id", "test", "--do-not-start", *SMALL[2:]]
-    words = ["--image-file", disk, "--root-size", "8M", *stopped]
+    words = ["--image-file", str(disk), "--root-size", "8M", *stopped]
     out, err = tools.tell("vm-control", "create-vm", *words)
     assert "getting image" in err
     assert "sent 3 of 3 MiB of the image" in err

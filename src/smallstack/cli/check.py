@@ -55,6 +55,7 @@ def look(state_dir: Path) -> Iterator[Finding]:
     yield program("ip", "ip", "iproute2", "-V")
     yield program("unshare", "unshare", "util-linux", "--version")
     yield boot_loader()
+    yield converter()
     yield from (guarded(check) for check in (tun, bridge_rules))
     yield accelerator()
     yield memory()
@@ -120,6 +121,15 @@ def boot_loader() -> Finding:
         "kernels are booted directly; not by GRUB or UEFI",
         f"apt-get install {' '.join(missing)}",
     )
+
+
+def converter() -> Finding:
+    """What VMDK and VDI disks are converted by."""
+    found = program("disk images", "qemu-img", "qemu-utils", "--version")
+    if found.verdict == "ok":
+        return found
+    detail = "raw and qcow2 can be imported; not VMDK and VDI"
+    return Finding(found.what, "note", detail, found.remedy)
 
 
 def tun() -> Finding:

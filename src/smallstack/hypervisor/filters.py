@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 
 from smallstack.proto.vm import VmInfo
 
@@ -20,7 +21,7 @@ def matches(
     """
     if ignore_state_mask >> int(info.state) & 1:
         return False
-    if any(info.tags.get(key) not in values for key, values in tags.items()):
+    if tags and any(info.tags.get(key) not in values for key, values in tags.items()):
         return False
     if owner_users:
         return not set(owner_users).isdisjoint(info.owner_users)
@@ -29,7 +30,12 @@ def matches(
 
 def version_sorted(texts: Iterable[str]) -> list[str]:
     """Sorted as people do: runs of digits by their value, ``10.0.0.9`` before ``10.0.0.10``."""
-    return sorted(texts, key=lambda text: [_part(part) for part in re.split(r"(\d+)", text)])
+    return sorted(texts, key=_order)
+
+
+@lru_cache(4096)  # the same addresses are listed again and again
+def _order(text: str) -> tuple[tuple[int, int, str], ...]:
+    return tuple(_part(part) for part in re.split(r"(\d+)", text))
 
 
 def _part(text: str) -> tuple[int, int, str]:

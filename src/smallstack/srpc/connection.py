@@ -126,6 +126,11 @@ class Connection(Stream):
         if self.json:
             return await self._decode_json(type_)
         value = self.decode_here(type_)
+        if value is NEED_MORE and not self._buffer:
+            # A request is nearly always one packet, not yet here: nothing else is needed for it.
+            if not await self._more(stall=True):
+                raise self._closed("")
+            value = self.decode_here(type_)
         if value is not NEED_MORE:
             return value
         room = _Room(self.budget)

@@ -29,7 +29,6 @@ from smallstack.proto.methods import METHODS, Method, Shape
 from smallstack.srpc import framing
 from smallstack.srpc.audit import Audit
 from smallstack.srpc.budget import Budget
-from smallstack.srpc.coder import NEED_MORE
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import (
     ConnectionClosedError,
@@ -530,9 +529,7 @@ class Server:
         conn = call.conn
         assert call.method.request is not None
         try:
-            request = NEED_MORE if conn.json else conn.decode_here(call.method.request)
-            if request is NEED_MORE:
-                request = await conn.decode(call.method.request)
+            request = await conn.decode(call.method.request)
         except RemoteProtocolError as error:
             conn.write(framing.error_line(str(error)))
             await conn.flush()

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -279,6 +280,66 @@ def test_an_image_gets_more_time(site: Site, root: Path) -> None:
     assert "above 0" in site.fails("expire", "fading", "0", status=2)
     assert site.run("expire", "fading", "--never") == "never\n"
     assert "image not found" in site.fails("expire", "none")
+
+
+def test_the_next_day_stores_only_what_changed(site: Site, tmp_path: Path) -> None:
+    """A root of 2,000 files in 50 packages; a day later two packages and some logs are new."""
+    root = tmp_path / "root"
+    (root / "var/lib/dpkg").mkdir(parents=True)
+    (root / "var/log").mkdir()
+
+    def package(name: str, version: int) -> int:
+        directory = root / "usr/share" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        size = 0
+        for number in range(40):
+            data = f"{name} {version} {number}".encode() * (1 + number * 20)
+            (directory / f"file-{number}").write_bytes(data)
+            size += len(data)
+        return size
+
+    day_one = sum(package(f"package-{number}", 1) for number in range(50))
+    (root / "var/lib/dpkg/status").write_bytes(b"status of day 1\n" * 1000)
+    site.run("add", "day-1", root)
+    before = _usage(site)["(together)"]
+    changed = package("package-7", 2) + package("package-8", 2)
+    (root / "var/lib/dpkg/status").write_bytes(b"status of day 2\n" * 1000)
+    (root / "var/log/dpkg.log").write_bytes(b"installed\n")
+    for number in range(10, 20):  # installed again: the same bytes at another time
+        package(f"package-{number}", 1)
+    changed += 16_000 + len(b"installed\n")
+    added = json.loads(site.run("add", "day-2", root, "--format", "json"))
+    assert (added["uploaded"], added["uploaded_bytes"]) == (82, changed)
+    found = _usage(site)
+    assert found["(together)"]["unique_bytes"] - before["unique_bytes"] == changed
+    assert found["(together)"]["objects"] - before["objects"] == 82
+    assert found["day-2"]["exclusive_bytes"] == changed
+    assert found["day-2"]["exclusive_objects"] == 82
+    assert found["day-1"]["logical_bytes"] == day_one + 16_000
+    together = {r["name"]: r for r in _rows(site, "usage", "day-1", "day-2")}["(together)"]
+    days = found["day-1"]["logical_bytes"] + found["day-2"]["logical_bytes"]
+    assert together["logical_bytes"] == days
+    assert together["unique_bytes"] == day_one + 16_000 + changed
+    assert together["stored_bytes"] >= together["unique_bytes"]
+    # Whole blocks of 4 KiB, one at least.
+    assert together["stored_bytes"] <= together["unique_bytes"] + 4096 * together["objects"]
+    assert "image not found: none" in site.fails("usage", "none")
+    site.run("delete", "day-1")
+    assert _usage(site)["day-2"]["exclusive_bytes"] == found["day-2"]["unique_bytes"]
+    gone = _rows(site, "listunrefobj")
+    assert len(gone) >= 81
+    assert sum(row["size"] for row in gone) >= changed - len(b"installed\n")
+    site.run("delunrefobj", "100")  # but for what was added in the last seconds
+    site.run("check", "day-2", "--verify")
+
+
+def _rows(site: Site, *arguments: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(site.run(*arguments, "--format", "json"))
+    return rows
+
+
+def _usage(site: Site) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in _rows(site, "usage")}
 
 
 def test_the_disk_an_image_needs(site: Site, root: Path) -> None:

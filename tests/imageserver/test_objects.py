@@ -199,11 +199,14 @@ def test_references(tmp_path: Path) -> None:
     store = ObjectStore(tmp_path)
     a, b, c = (store.put(content) for content in (b"a", b"bb", b"ccc"))
     references = References(store)
-    references.add([a, b, a])
-    references.add([b])
+    references.add({a: 1, b: 0})  # 0: the image does not tell
+    references.add({b: 2})
+    assert references.unique_bytes == 3
+    assert references.count(b) == 2
     references.hold([c])
     references.hold([c])
-    references.remove([b])
+    references.remove({b: 2})
+    assert references.unique_bytes == 3
     references.release([c])
     assert [references.is_needed(hash_) for hash_ in (a, b, c)] == [True, True, True]
     assert references.delete_unreferenced(100, 0) == (0, 0)
@@ -211,7 +214,8 @@ def test_references(tmp_path: Path) -> None:
     assert references.unreferenced() == [(c, 3)]
     assert references.delete_unreferenced(0, 0) == (0, 0)
     assert references.delete_unreferenced(0, 1) == (1, 3)
-    references.remove([a, b])
+    references.remove({a: 1, b: 0})
+    assert references.unique_bytes == 0
     assert references.delete_unreferenced(50, 0)[0] == 1
     assert len(references) == 0
     assert references.delete_unreferenced(100, 0)[0] == 1

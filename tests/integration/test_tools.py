@@ -196,6 +196,9 @@ def images(tools: Tools, tmp_path: Path) -> None:
     assert tools.run("imagetool", "diff", "crew/site/one", "crew/site/one") == ""
     tools.run("imagetool", "tar", "crew/site/one", tmp_path / "one.tar")
     tools.run("imagetool", "check", "crew/site/one", "--verify")
+    assert "(together)" in tools.run("imagetool", "usage")
+    assert tools.run("imagetool", "listunrefobj").startswith("hash")
+    tools.run("imagetool", "delunrefobj", "0")
     assert "usage_bytes" in tools.run("imagetool", "estimate-usage", "crew/site/one")
     for name in ("expire", "change-image-expiration", "get-image-expiration"):
         assert tools.run("imagetool", name, "crew/site/one") == "never\n"

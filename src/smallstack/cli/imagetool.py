@@ -13,6 +13,13 @@ COMMANDS = {
     "diff": ("smallstack.cli.image.diff", "command", "what differs between two images"),
     "tar": ("smallstack.cli.image.tar_image", "command", "an image as a tar archive"),
     "check": ("smallstack.cli.image.check", "command", "whether an image is there, and whole"),
+    "usage": ("smallstack.cli.image.usage", "command", "what images take, and share"),
+    "listunrefobj": (
+        "smallstack.cli.image.unreferenced",
+        "list_command",
+        "objects that no image needs",
+    ),
+    "delunrefobj": ("smallstack.cli.image.unreferenced", "delete_command", "delete such objects"),
     "expire": ("smallstack.cli.image.expire", "command", "when an image goes by itself"),
     "change-image-expiration": (
         "smallstack.cli.image.expire",

@@ -116,6 +116,33 @@ class ImageServerClient(ServiceClient):
         if reply.error:
             raise ServiceError(text=reply.error)
 
+    async def get_object_statistics(
+        self, names: Sequence[str], *, ignore_missing: bool = False
+    ) -> proto.GetObjectStatisticsForImagesResponse:
+        """What some images take, together."""
+        request = proto.GetObjectStatisticsForImagesRequest(
+            image_names=list(names), ignore_missing=ignore_missing
+        )
+        method = "GetObjectStatisticsForImages"
+        reply = await self.call(method, request, proto.GetObjectStatisticsForImagesResponse)
+        if reply.error:
+            raise ServiceError(text=reply.error)
+        return reply
+
+    async def list_unreferenced_objects(self) -> list[proto.Object]:
+        """The objects that no image needs."""
+        found = []
+        async with self.client.raw("ImageServer.ListUnreferencedObjects") as conn:
+            while (one := await conn.decode(proto.Object)).size:
+                found.append(one)
+        return found
+
+    async def delete_unreferenced_objects(self, percentage: int, bytes_: int) -> None:
+        """Delete them until so many per cent, and so many bytes, are gone."""
+        request = proto.DeleteUnreferencedObjectsRequest(percentage=percentage, bytes=bytes_)
+        method = "DeleteUnreferencedObjects"
+        await self.call(method, request, proto.DeleteUnreferencedObjectsResponse)
+
     async def get_image_usage_estimate(self, name: str) -> int | None:
         """Bytes that an image is thought to take on disk; None when there is none of that name."""
         request = proto.GetImageUsageEstimateRequest(image_name=name)

@@ -90,6 +90,11 @@ class ImageCatalogue:
         with self._lock:
             return sorted(self._entries)
 
+    def entries(self) -> list[Entry]:
+        """What is known of every image."""
+        with self._lock:
+            return list(self._entries.values())
+
     def entry(self, name: str) -> Entry | None:
         """What is known of an image; None when there is none of that name."""
         return self._entries.get(name)

@@ -169,6 +169,16 @@ class ImageServer:
         """Show what there is among the daemon's metrics."""
         metrics.gauge("images", "Images.", read=lambda: len(self.catalogue.names()))
         metrics.gauge(
+            "image_file_bytes",
+            "Bytes of the files of all images, as if none shared anything.",
+            read=lambda: sum(e.data_bytes for e in self.catalogue.entries()),
+        )
+        metrics.gauge(
+            "image_object_bytes",
+            "Bytes of the objects that images refer to, each counted once.",
+            read=lambda: self.references.unique_bytes,
+        )
+        metrics.gauge(
             "image_objects", "Objects that images refer to.", read=lambda: len(self.references)
         )
         metrics.gauge(

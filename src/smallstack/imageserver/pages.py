@@ -37,9 +37,11 @@ class StatusPages:
         """Images, directories, objects."""
         names = self._catalogue.names()
         rows = []
+        logical = 0
         for name in names:
             entry = self._catalogue.entry(name)
             if entry is not None:
+                logical += entry.data_bytes
                 image = entry.image
                 expires = str(image.expires_at) if entry.expires else ""
                 size = f"{entry.data_bytes / MIB:.1f}"
@@ -52,6 +54,10 @@ class StatusPages:
             paragraph(
                 f"{len(names)} images over {len(self._references)} objects in {directory}, "
                 f"{free:.0f} MiB free."
+            ),
+            paragraph(
+                f"Their files have {logical / MIB:.1f} MiB, stored once "
+                f"{self._references.unique_bytes / MIB:.1f} MiB."
             ),
             paragraph(
                 f"GetObjects() RPC slots: {self._objects.slots_used} out of {GET_SLOTS}. "

@@ -12,7 +12,7 @@ and only when it is neither held nor counted: what was found can then no longer 
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from smallstack.objects.store import ObjectStore
@@ -39,21 +39,33 @@ class References:
         self._store = store
         self._lock = threading.Lock()
         self._images: Counter[bytes] = Counter()
+        self._unique_bytes = 0
         self._held: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         """How many different objects images refer to."""
         return len(self._images)
 
-    def add(self, hashes: Iterable[bytes]) -> None:
-        """One image more needs these."""
-        with self._lock:
-            self._images.update(dict.fromkeys(hashes, 1))
+    @property
+    def unique_bytes(self) -> int:
+        """Bytes of all objects that images refer to, each counted once."""
+        return self._unique_bytes
 
-    def remove(self, hashes: Iterable[bytes]) -> None:
+    def count(self, hash_: bytes) -> int:
+        """How many images need an object."""
+        return self._images[hash_]
+
+    def add(self, objects: Mapping[bytes, int]) -> None:
+        """One image more needs these, digest to size."""
+        with self._lock:
+            self._unique_bytes += self._unreferenced_bytes(objects)
+            self._images.update(dict.fromkeys(objects, 1))
+
+    def remove(self, objects: Mapping[bytes, int]) -> None:
         """One image less needs these."""
         with self._lock:
-            _decrement(self._images, hashes)
+            _decrement(self._images, objects)
+            self._unique_bytes -= self._unreferenced_bytes(objects)
 
     def hold(self, hashes: Iterable[bytes]) -> None:
         """Keep these until `release`."""
@@ -95,6 +107,14 @@ class References:
                     freed += self._store.delete(hash_)
                     count += 1
         return count, freed
+
+    def _unreferenced_bytes(self, objects: Mapping[bytes, int]) -> int:
+        """Bytes of those that no image needs at this moment."""
+        return sum(
+            size or self._store.size(hash_) or 0
+            for hash_, size in objects.items()
+            if hash_ not in self._images
+        )
 
 
 def _decrement(counts: Counter[bytes], hashes: Iterable[bytes]) -> None:

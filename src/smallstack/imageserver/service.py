@@ -18,6 +18,7 @@ from smallstack.images.inodes import find_inodes
 from smallstack.images.names import check_directory
 from smallstack.imageserver import rights
 from smallstack.imageserver.references import References, objects_of
+from smallstack.imageserver.usage import statistics
 from smallstack.objects.store import ObjectStore
 from smallstack.proto import imageserver as proto
 from smallstack.proto.image import Directory, Image
@@ -91,6 +92,7 @@ class ImageService:
             "GetImageExpiration": self.get_image_expiration,
             "GetImageInodes": self.get_image_inodes,
             "GetImageUsageEstimate": self.get_image_usage_estimate,
+            "GetObjectStatisticsForImages": self.get_object_statistics,
             "GetReplicationMaster": self.get_replication_master,
             "ListDirectories": self.list_directories,
             "ListImages": self.list_images,
@@ -211,6 +213,22 @@ class ImageService:
         return proto.GetImageUsageEstimateResponse(
             image_exists=True, usage_estimate=entry.usage_estimate
         )
+
+    async def get_object_statistics(
+        self, call: Call, request: proto.GetObjectStatisticsForImagesRequest
+    ) -> proto.GetObjectStatisticsForImagesResponse:
+        """What some images take, together."""
+        try:
+            return await asyncio.to_thread(
+                statistics,
+                request.image_names,
+                self.catalogue,
+                self._references,
+                self._store,
+                ignore_missing=request.ignore_missing,
+            )
+        except SmallStackError as error:
+            return proto.GetObjectStatisticsForImagesResponse(error=str(error))
 
     async def get_image_computed_files(
         self, call: Call, request: proto.GetImageComputedFilesRequest

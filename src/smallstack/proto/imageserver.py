@@ -236,13 +236,19 @@ class GetObjectStatisticsForImagesRequest(ImageServerMessage, kw_only=True):
 
 
 class GetObjectStatisticsForImagesResponse(ImageServerMessage, kw_only=True):
-    """Reply of ``ImageServer.GetObjectStatisticsForImages``."""
+    """Reply of ``ImageServer.GetObjectStatisticsForImages``; sizes in bytes, times in ns.
+
+    What is exclusive (needed by no other image) and what is stored on disk are ours alone.
+    """
 
     computation_time: Duration = 0
     error: str = ""
+    exclusive_objects: Uint64 = 0
+    exclusive_object_bytes: Uint64 = 0
     num_file_inodes: Uint64 = 0
     num_images: Uint = 0
     num_objects: Uint64 = 0
+    stored_object_bytes: Uint64 = 0
     total_file_inode_bytes: Uint64 = 0
     total_object_bytes: Uint64 = 0
 

@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -104,7 +104,7 @@ class Sent:
         self._data = data
         self._until = until
 
-    async def pieces(self, count: int) -> AsyncIterator[bytes]:
+    async def pieces(self, count: int) -> AsyncGenerator[bytes, None]:
         assert count == len(self._data)
         for at in range(0, count, 100_000):
             if self._until is not None and at >= self._until:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from smallstack.hypervisor.checks import (
     announced_bytes,
@@ -34,6 +35,7 @@ from smallstack.proto.enums import (
 )
 from smallstack.proto.hypervisor.every import CreateVmRequest, OwnCreateVmRequest
 from smallstack.proto.vm import VmInfo, Volume
+from smallstack.srpc import gob
 from smallstack.volumes.foreign.formats import DiskFormat
 
 USER = Peer(username="someone")
@@ -131,6 +133,21 @@ def test_an_image_is_looked_at_only_for_those_who_ask() -> None:
     asked = OwnCreateVmRequest(image_format="auto")
     assert format_asked(asked) is None
     assert format_asked(OwnCreateVmRequest(image_format="vdi")) is DiskFormat.VDI
+
+
+def test_both_kinds_of_request_come_from_one_client() -> None:
+    """In either order, and are read as what they say."""
+    plain, own = request(), OwnCreateVmRequest(image_format="vdi", vm_info=request().vm_info)
+    for sent in (plain, own, plain):
+        decoder = gob.Decoder()
+        decoder.feed(gob.Encoder().encode(sent))
+        read = decoder.decode(OwnCreateVmRequest)
+        assert isinstance(read, OwnCreateVmRequest)
+        assert read.vm_info == sent.vm_info
+        assert read.image_format == ("vdi" if sent is own else "")
+    decoder = gob.Decoder()
+    decoder.feed(gob.Encoder().encode(own))
+    assert decoder.decode(CreateVmRequest) == replace(plain, skip_bootloader=False)
 
 
 def test_more_processors_than_there_are() -> None:

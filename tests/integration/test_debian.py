@@ -15,6 +15,8 @@ import pytest
 from bench.debian import debian_root
 from smallstack.proto.enums import FirmwareType, MachineType
 from tests.integration.cloud import SECOND, Cloud
+from tests.integration.test_disk_images import own_request
+from tests.volumes.disks import run
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.debian, pytest.mark.timeout(1200)]
 WAYS: Final[dict[str, dict[str, Any]]] = {
@@ -61,6 +63,42 @@ async def test_reaches_ssh(cloud: Cloud, key: Path, way: str) -> None:
     assert ("BOOT_IMAGE=" in said) == (way != "kernel")
     phases = {p.name: round(p.duration_nanoseconds / 1e6, 1) for p in made.timeline}
     print(f"\n{way}: DHCP ACK {acknowledged:.1f} s, cloud-init done {ready:.1f} s, ms: {phases}")
+
+
+async def test_an_imported_disk_reaches_ssh(cloud: Cloud, key: Path, tmp_path: Path) -> None:
+    """A whole Debian, as somebody else would hand it on: compressed qcow2, booted as it is."""
+    await cloud.add_image("debian", debian_root())
+    source = await cloud.create(
+        image_name="debian",
+        minimum_free_bytes=256 << 20,
+        skip_bootloader=False,
+        do_not_start=True,
+    )
+    root = cloud.state / "volumes" / source.ip_address / "root"
+    disk = tmp_path / "debian.qcow2"
+    run("qemu-img", "convert", "-O", "qcow2", "-c", root, disk)
+    await cloud.destroy(source.ip_address)
+    public = key.with_name("key.pub").read_text().strip()
+    wanted = own_request(
+        memory_in_mib=1024,
+        milli_cpus=1000,
+        virtual_cpus=2,
+        hostname="debian-imported",
+    )
+    wanted.dhcp_timeout = 600 * SECOND
+    user_data = f"#cloud-config\nssh_authorized_keys: [{public}]\n".encode()
+    async with cloud.client() as client:
+        async for reply in client.create_vm(wanted, disk, user_data):
+            made = reply
+        await client.acknowledge_vm(made.ip_address)
+    assert not made.dhcp_timed_out
+    console = await console_until(cloud, made.ip_address, CLOUD_INIT_IS_DONE)
+    assert "Datasource DataSourceNoCloudNet" in console, console
+    said = await ssh(key, made.ip_address, "hostname; cat /proc/cmdline")
+    assert said.split()[0] == "debian-imported"
+    assert "BOOT_IMAGE=" in said
+    phases = {p.name: round(p.duration_nanoseconds / 1e6, 1) for p in made.timeline}
+    print(f"\nimported: ms: {phases}")
 
 
 async def console_until(cloud: Cloud, ip: str, words: bytes) -> str:

@@ -21,7 +21,7 @@ is removed. ``settle`` makes the VM's own files durable while the guest boots.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -66,7 +66,7 @@ Progress = Callable[[str, str], Awaitable[None]]
 class Announced(Protocol):
     """The bytes that the client said it sends behind its request; see service.Upload."""
 
-    def pieces(self, count: int) -> AsyncIterator[bytes]:
+    def pieces(self, count: int) -> AsyncGenerator[bytes, None]:
         """The next ``count`` bytes."""
 
     async def skip(self, count: int) -> None:

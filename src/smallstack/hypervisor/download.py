@@ -14,7 +14,7 @@ import asyncio
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from socket import AddressFamily
@@ -62,7 +62,7 @@ class Transfer:
         self.encoded = ""
         """How a server says it has compressed the image on its way, which nobody asked for."""
 
-    def pieces(self) -> AsyncIterator[bytes]:
+    def pieces(self) -> AsyncGenerator[bytes, None]:
         """The bytes, in pieces of at most PIECE. Raises ImageUrlError."""
         raise NotImplementedError
 
@@ -126,7 +126,7 @@ class _Local(Transfer):
         self._url = url
         self._fd = fd
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
         """As `Transfer.pieces`."""
         at = 0
         assert self.length is not None
@@ -163,7 +163,7 @@ class _Remote(Transfer):
         if self.length is None and not _is_chunked(self.response):
             raise self._requests.error("its server does not say how long it is")
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
         """As `Transfer.pieces`."""
         at = begun = 0
         while True:

@@ -15,8 +15,8 @@ volume. A failure, a cancelled create or a kill leaves no part of an image.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -41,17 +41,20 @@ MAX_IMAGE: Final = 256 * GIB
 """Bytes of an image, as it comes and unpacked, unless told otherwise."""
 MAX_SOURCES: Final = 16
 """URLs that are remembered for a brick."""
+MAX_KNOWN: Final = 4096
+"""URLs that are remembered whose bricks may be gone."""
 _TOLD_STEPS: Final = 10
 """How often at most the progress of one import is told: clients may read only at the end."""
 SENT: Final = "sent with the request"
 Progress = Callable[[str], Awaitable[None]]
+Pieces = AsyncGenerator[bytes, None]
 MakeRoom = Callable[[Sequence[int]], Awaitable[None]]
 
 
 class Sent(Protocol):
     """Bytes that a client sends behind its request."""
 
-    def pieces(self, count: int) -> AsyncIterator[bytes]:
+    def pieces(self, count: int) -> Pieces:
         """The next ``count`` of them."""
 
 
@@ -226,6 +229,9 @@ class Imports:
             brick, digests = await work.run(transfer.pieces())
         found = _Source(brick.key, transfer.validators, digests)
         self._sources[name] = found
+        if len(self._sources) > MAX_KNOWN:
+            kept = {n: s for n, s in self._sources.items() if self.find(s.key, None)}
+            self._sources = kept
         await asyncio.to_thread(self._note, brick, name)
         return brick
 
@@ -341,7 +347,7 @@ class _Work:
         self._held = held
         self._told = 0
 
-    async def run(self, pieces: AsyncIterator[bytes]) -> tuple[Brick, Mapping[str, str]]:
+    async def run(self, pieces: Pieces) -> tuple[Brick, Mapping[str, str]]:
         """The brick, and digests of the image as it came, by name."""
         first = STEP if self._length is None else self._length
         directory, store, path = await self._imports.place(
@@ -381,15 +387,17 @@ class _Work:
             digests=wanted.url.digests if wanted.url is not None else None,
         )
 
-    async def _take(self, intake: Intake, pieces: AsyncIterator[bytes], directory: Path) -> None:
-        async for piece in pieces:
-            written = await outlast(asyncio.to_thread(intake.feed, piece))
-            while not written:
-                allowed = intake.waiting + STEP
-                await self._imports.expect(directory, intake.file.path, allowed, self._make_room)
-                intake.allowed = allowed
-                written = await outlast(asyncio.to_thread(intake.pump))
-            await self._tell(intake.received)
+    async def _take(self, intake: Intake, pieces: Pieces, directory: Path) -> None:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                written = await outlast(asyncio.to_thread(intake.feed, piece))
+                while not written:
+                    allowed = intake.waiting + STEP
+                    path = intake.file.path
+                    await self._imports.expect(directory, path, allowed, self._make_room)
+                    intake.allowed = allowed
+                    written = await outlast(asyncio.to_thread(intake.pump))
+                await self._tell(intake.received)
 
     async def _tell(self, received: int) -> None:
         """A word now and then; of what a client sends it knows itself."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,7 @@ class Upload:
         self.left = size
         self._conn = conn
 
-    async def pieces(self, count: int) -> AsyncIterator[bytes]:
+    async def pieces(self, count: int) -> AsyncGenerator[bytes, None]:
         """The next ``count`` bytes. Raises ConnectionClosedError, PeerStalledError."""
         while count:
             data = await self._some(count)

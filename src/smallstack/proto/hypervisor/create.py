@@ -2,7 +2,7 @@
 
 # ruff: noqa: RUF012 - msgspec copies an empty list or dict for each instance
 
-from typing import ClassVar, Final
+from typing import Final
 
 from msgspec import field
 
@@ -61,10 +61,8 @@ class CreateVmRequest(HypervisorMessage, kw_only=True):
 class OwnCreateVmRequest(CreateVmRequest, kw_only=True):
     """The same with what upstream's has not; it is sent when something of that is asked for.
 
-    ``image_format`` is one of IMAGE_FORMATS.
+    Decoders go by the names of fields, not of messages. ``image_format`` is one of IMAGE_FORMATS.
     """
-
-    go_type: ClassVar[str] = "CreateVmRequest"
 
     image_format: Omit[str] = ""
 

@@ -111,7 +111,7 @@ async def _run(
     only: str,
 ) -> None:
     bench = _Bench(directory, seconds)
-    await asyncio.to_thread(bench.compile)
+    await asyncio.to_thread(compile_load, directory / "rpc_load")
     headline: dict[str, Any] = {}
     samples: dict[str, Any] = {}
     async with bench.agents():
@@ -123,6 +123,15 @@ async def _run(
             headline |= _headline(found) | _codec(bench.info)
             headline |= await bench.idle(creates, idle, samples)
     finish("rpc", headline, samples, json_file)
+
+
+def compile_load(program: Path) -> None:
+    """Make the load's program. Raises BenchError."""
+    command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wconversion"]
+    command += ["-o", str(program), str(SOURCE), "-lssl", "-lcrypto"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(detail=f"{SOURCE.name} does not compile: {done.stderr[-500:]}")
 
 
 class _Bench:
@@ -137,14 +146,6 @@ class _Bench:
         self._key = self._sandbox.certificates / "key.pem"
         self.info = VmInfo()
         self._addresses: list[str] = []
-
-    def compile(self) -> None:
-        """Make the load's program. Raises BenchError."""
-        command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wconversion"]
-        command += ["-o", str(self._program), str(SOURCE), "-lssl", "-lcrypto"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BenchError(detail=f"{SOURCE.name} does not compile: {done.stderr[-500:]}")
 
     @contextlib.asynccontextmanager
     async def agents(self) -> AsyncIterator[None]:

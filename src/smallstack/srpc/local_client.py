@@ -1,7 +1,8 @@
 """Moving to a Unix socket, the calling side of ``.LocalUpgradeToUnix``: see `srpc.local`.
 
-It takes five round trips and then saves the encryption: worth it for many megabytes on one
-connection, and for programs that call for a long time, not for a single call.
+It takes five round trips, a millisecond, and then saves the encryption: 0.12 ms of a call, and nine
+tenths of the time of many bytes (measured side by side: 0.28 against 2.5 GB/s). So it is for
+objects and for connections that stay; a create makes two calls and would take longer.
 """
 
 import asyncio

@@ -124,9 +124,13 @@ class Cloud:
         self.image_server = await start_daemon("imageserver", command, log, self.directory)
 
     async def add_image(
-        self, name: str = IMAGE, tree: Path | None = None, *, insecure: bool = False
+        self,
+        name: str = IMAGE,
+        tree: Path | None = None,
+        *options: str,
+        insecure: bool = False,
     ) -> None:
-        """Add a directory as an image, as a user would, and the directory that it is in."""
+        """Add an image of a directory or archive, as a user would, and the directory it is in."""
         tool = [sys.executable, "-m", "smallstack.cli.imagetool"]
         tool += ["--plain"] if insecure else ["--cert-directory", str(self._keys / "user")]
         if "/" in name:
@@ -134,7 +138,7 @@ class Cloud:
                 *tool, "mkdir", name.rpartition("/")[0], stdin=asyncio.subprocess.DEVNULL
             )
             assert await making.wait() == 0
-        command = [*tool, "add", name]
+        command = [*tool, "add", *options, name]
         process = await asyncio.create_subprocess_exec(
             *command,
             str(tree or self.appliance),

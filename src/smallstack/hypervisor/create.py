@@ -446,7 +446,7 @@ class Creation:
         files = [Path(location.filename) for location in vm.record.volume_locations]
         with self.timeline.phase("settle"), full_disk(vm.directory.path):
             await asyncio.to_thread(_sync, files, vm.directory.path)
-            if self._brick is not None:
+            if self._brick is not None and vm.agent.root.backing:
                 await self._parts.roots.durable(self._brick)
             steps.inside()
             vm.durable = True

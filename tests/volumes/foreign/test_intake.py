@@ -109,9 +109,9 @@ def test_compressed(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize("form", list(COMPRESSORS))
 def test_bombs(tmp_path: Path, form: str) -> None:
     """What expands without end stops at the limit, and was written in small pieces."""
-    packed = COMPRESSORS[form](bytes(96 * MIB))
-    told = refusal(tmp_path / "out", packed, step=1 << 18)
-    assert f"it has over {LIMIT} bytes, the most that is taken" in told
+    packed = COMPRESSORS[form](bytes(40 * MIB))
+    told = refusal(tmp_path / "out", packed, step=1 << 18, limit=4 * MIB)
+    assert f"it has over {4 * MIB} bytes, the most that is taken" in told
     assert (tmp_path / "out").stat().st_blocks == 0
 
 
@@ -149,7 +149,7 @@ def test_other_formats(tmp_path: Path) -> None:
     make_raw(raw)
     for name in ("qcow2", "vmdk", "vdi"):
         data = convert(raw, tmp_path / name, name).read_bytes()
-        assert take(tmp_path / "out", lzma.compress(data)).format.value == name
+        assert take(tmp_path / "out", gzip.compress(data, 1)).format.value == name
         assert (tmp_path / "out").read_bytes().rstrip(b"\0") == data.rstrip(b"\0")
         assert take(tmp_path / "out", data, wanted=DiskFormat.RAW).format is DiskFormat.RAW
         other = DiskFormat.VDI if name != "vdi" else DiskFormat.QCOW2

@@ -7,7 +7,7 @@ from typing import Final, Self
 BLOCK: Final = 4096
 """Bytes of what becomes a hole or does not."""
 _AT_ONCE: Final = 256 * 1024
-_ZEROS: Final = bytes(_AT_ONCE)
+_ZEROS: Final = bytes(BLOCK)
 
 
 class SparseFile:
@@ -67,7 +67,7 @@ class SparseFile:
         start = -1
         for at in range(0, len(data), BLOCK):
             block = data[at : at + BLOCK]
-            if block == (_ZEROS[:BLOCK] if len(block) == BLOCK else bytes(len(block))):
+            if block == _ZEROS[: len(block)]:
                 if start >= 0:
                     self._write(data[start:at], offset + start)
                     start = -1

@@ -91,3 +91,34 @@ def test_systemd_is_told(tmp_path: Path) -> None:
             process.terminate()
             assert sock.recv(100) == b"STOPPING=1"
             process.communicate(timeout=30)
+
+
+CROWD = """
+import gc, sys
+from smallstack.daemon.listener import Listener, bind
+from smallstack.daemon.run import run
+from smallstack.srpc.client import dial
+from smallstack.srpc.server import Server
+
+async def main(runtime):
+    listener = Listener(Server(insecure=True))
+    for sock in bind("127.0.0.1", 0):
+        await listener.add(sock)
+    runtime.ready()
+    passes = []
+    gc.callbacks.append(lambda phase, info: passes.append((phase, info["generation"])))
+    crowd = [await dial(listener.addresses[0], None) for _ in range(1000)]
+    print(passes.count(("start", 0)) > 0, passes.count(("start", 2)), flush=True)
+    for client in crowd:
+        client.conn.abort()
+    await listener.close()
+
+sys.exit(run(main))
+"""
+
+
+def test_a_thousand_connections_cause_no_full_pass_of_the_garbage_collector() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CROWD], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "True 0\n"), done.stderr

@@ -15,6 +15,7 @@ import base64
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,6 +122,11 @@ def identify(chain: Sequence[bytes], authorities: frozenset[bytes] | None = None
     chain, but count only if the leaf was issued by one of ``authorities`` (subjects), unless
     that is None. Raises CertificateFormatError.
     """
+    return _identify(tuple(chain), authorities)
+
+
+@lru_cache(1024)  # a user has thousands of connections, and one certificate
+def _identify(chain: tuple[bytes, ...], authorities: frozenset[bytes] | None) -> Identity:
     username = ""
     groups: frozenset[str] = frozenset()
     methods: frozenset[str] = frozenset()

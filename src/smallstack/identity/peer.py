@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Peer(msgspec.Struct, frozen=True, kw_only=True):
+class Peer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One authenticated, or anonymous, caller."""
 
     username: str = ""

@@ -128,7 +128,7 @@ class Connection(Stream):
         value = self.decode_here(type_)
         if value is NEED_MORE and not self._buffer:
             # A request is nearly always one packet, not yet here: nothing else is needed for it.
-            if not await self._more(stall=True):
+            if not await self.more(stall=True):
                 raise self._closed("")
             value = self.decode_here(type_)
         if value is not NEED_MORE:

@@ -188,7 +188,7 @@ class Stream(asyncio.Protocol):
                 self.hurry(begun, 0)
             elif self._buffer:
                 begun = self._loop.time()
-            if not await self._more(stall=begun is not None):
+            if not await self.more(stall=begun is not None):
                 raise self._closed("in the middle of a line" if self._buffer else "")
         return line
 
@@ -229,7 +229,7 @@ class Stream(asyncio.Protocol):
                 parts.append(self._take(len(self._buffer)))
                 missing -= len(parts[-1])
                 self.hurry(begun, count - missing)
-            elif not await self._more(stall=True):
+            elif not await self.more(stall=True):
                 raise self._closed(f"{missing} of {count} bytes are missing")
 
     async def read_some(self, limit: int = READ_HIGH) -> bytes:
@@ -238,7 +238,7 @@ class Stream(asyncio.Protocol):
         Raises ConnectionClosedError when the connection broke.
         """
         while not self._buffer:
-            if not await self._more():
+            if not await self.more():
                 if self._error is not None:
                     raise self._closed("")
                 return b""
@@ -253,7 +253,17 @@ class Stream(asyncio.Protocol):
 
         With ``stall``, no longer than `patience` lasts: raises PeerStalledError.
         """
-        return await self._more(stall)
+        if self._eof:
+            return False
+        before = self._received
+        if self._reading_paused:
+            self._resume()
+        self._reader = self._loop.create_future()
+        if self.patience is None or not stall:
+            await self._reader
+        elif not await self.patience.wait(self._reader):
+            raise self._stalled(self.patience)
+        return self._received != before
 
     def skip(self, count: int) -> None:
         """Take ``count`` bytes of what `peek` showed."""
@@ -368,7 +378,7 @@ class Stream(asyncio.Protocol):
             async with asyncio.timeout(timeout):
                 while not self._eof:
                     self._buffer.clear()
-                    await self._more()
+                    await self.more()
         except TimeoutError:
             pass
 
@@ -437,7 +447,7 @@ class Stream(asyncio.Protocol):
                 self._send_encrypted(tls)  # also the alert
             if done:
                 break
-            if not await self._more():
+            if not await self.more():
                 raise TlsError(
                     peer=self.peer_name, detail="it closed the connection in the handshake"
                 ) from self._error
@@ -499,20 +509,6 @@ class Stream(asyncio.Protocol):
         if self._reading_paused and len(self._buffer) < READ_HIGH // 2:
             self._resume()
         return data
-
-    async def _more(self, stall: bool = False) -> bool:
-        """Waits until something is received; False at the end."""
-        if self._eof:
-            return False
-        before = self._received
-        if self._reading_paused:
-            self._resume()
-        self._reader = self._loop.create_future()
-        if self.patience is None or not stall:
-            await self._reader
-        elif not await self.patience.wait(self._reader):
-            raise self._stalled(self.patience)
-        return self._received != before
 
     def _stalled(self, patience: Patience) -> PeerStalledError:
         self.abort()

@@ -14,11 +14,11 @@ CHROOT = """
 import ctypes, os, sys
 from smallstack.control import namespace
 place = sys.argv[1]
-namespace._mount("tmpfs", place, "tmpfs", 0)
-namespace._mount(None, place, None, 1 << 20)  # MS_SHARED
+namespace.mount("tmpfs", place, "tmpfs", 0)
+namespace.mount(None, place, None, 1 << 20)  # MS_SHARED
 for name in ("proc", "mounted"):
     os.makedirs(f"{place}/jail/{name}")
-namespace._mount("/proc", f"{place}/jail/proc", None, 4096)  # MS_BIND
+namespace.mount("/proc", f"{place}/jail/proc", None, 4096)  # MS_BIND
 before = open("/proc/self/mountinfo").read()
 child = os.fork()
 if child == 0:
@@ -28,7 +28,7 @@ if child == 0:
     os.chdir("/mounted")
     namespace.make_mounts_private()
     assert os.getcwd() == "/mounted", os.getcwd()
-    namespace._mount("tmpfs", "/mounted", "tmpfs", 0)
+    namespace.mount("tmpfs", "/mounted", "tmpfs", 0)
     assert os.path.ismount("/mounted")
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0

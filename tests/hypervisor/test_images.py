@@ -12,7 +12,8 @@ from smallstack.hypervisor.errors import (
     ImageServerError,
     ImageTreeError,
 )
-from smallstack.hypervisor.images import KEPT_CONNECTIONS, KEPT_IMAGES, Images, tree_digest
+from smallstack.hypervisor.images import KEPT_CONNECTIONS, KEPT_IMAGES, Images
+from smallstack.images.model import tree_digest
 from smallstack.objects.cache import ObjectCache
 from smallstack.objects.errors import ObjectCorruptError, ObjectMissingError
 from smallstack.proto.image import Image

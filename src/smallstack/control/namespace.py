@@ -17,7 +17,8 @@ from smallstack.telemetry.errors import SmallStackError, describe
 
 CLONE_NEWNS = 0x20000  # <sched.h>
 # <sys/mount.h>
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 INSIDE = "SMALLSTACK_NAMESPACE"
 
@@ -134,11 +135,11 @@ def prepare(private: Path | None = None, size_mib: int = 0) -> None:
     vanishes with the namespace. Raises NamespaceError.
     """
     make_mounts_private()
-    _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     if private:
         private.mkdir(parents=True, exist_ok=True)
-        _mount("tmpfs", str(private), "tmpfs", MS_NOSUID | MS_NODEV, f"size={size_mib}m,mode=755")
-    _loopback_up()
+        mount("tmpfs", str(private), "tmpfs", MS_NOSUID | MS_NODEV, f"size={size_mib}m,mode=755")
+    loopback_up()
 
 
 def private_mounts_command(command: Sequence[str]) -> list[str]:
@@ -161,7 +162,7 @@ def make_mounts_private() -> None:
         if libc.setns(own, CLONE_NEWNS):
             reason = os.strerror(ctypes.get_errno())
             raise NamespaceError(what="reach the root of the mounts", reason=reason)
-        _mount(None, "/", None, MS_REC | MS_PRIVATE)
+        mount(None, "/", None, MS_REC | MS_PRIVATE)
         os.fchdir(root)
         os.chroot(".")
         os.fchdir(here)
@@ -170,9 +171,10 @@ def make_mounts_private() -> None:
             os.close(fd)
 
 
-def _mount(
+def mount(
     source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
 ) -> None:
+    """mount(2), for a process in a mount namespace of its own; raises NamespaceError."""
     libc = ctypes.CDLL(None, use_errno=True)
     arguments = [None if text is None else text.encode() for text in (source, target, kind)]
     if libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() if data else None):
@@ -180,7 +182,8 @@ def _mount(
         raise NamespaceError(what=f"mount {kind or 'privately'} on {target}", reason=reason)
 
 
-def _loopback_up() -> None:
+def loopback_up() -> None:
+    """Bring the loopback interface of this network namespace up; raises OSError."""
     # SIOCGIFFLAGS / SIOCSIFFLAGS of <linux/sockios.h> on struct ifreq: pyroute2 would cost 0.3 s.
     import fcntl
     import socket

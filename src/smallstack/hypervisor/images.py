@@ -21,8 +21,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from blake3 import blake3
-
 from smallstack.client.imageserver import ImageServerClient
 from smallstack.hypervisor.errors import (
     EmptyDirectoryError,
@@ -31,6 +29,7 @@ from smallstack.hypervisor.errors import (
     ImageTreeError,
 )
 from smallstack.identity.credentials import ClientCredentials
+from smallstack.images.model import tree_digest
 from smallstack.objects.cache import Ensured, ObjectCache
 from smallstack.objects.peer import Compression, PeerSource
 from smallstack.proto.filesystem import FileSystem
@@ -240,12 +239,3 @@ class _Explained:
             and type(error).__module__.startswith("smallstack.srpc")
         ):
             raise ImageServerError(server=self._server, detail=describe(error)) from error
-
-
-def tree_digest(tree: FileSystem) -> bytes:
-    """BLAKE3 of a tree, 32 bytes: of its tables with their lengths."""
-    hasher = blake3()
-    for table in (tree.inodes, tree.entries, tree.blob):
-        hasher.update(len(table).to_bytes(8, "little"))
-        hasher.update(table)
-    return hasher.digest()

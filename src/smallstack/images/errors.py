@@ -15,6 +15,10 @@ class TriggersError(SmallStackError):
     """triggers {place}: {detail}"""
 
 
+class ManifestError(SmallStackError):
+    """manifest {path}: {detail}"""
+
+
 class SourceError(SmallStackError):
     """cannot make an image of {path}: {detail}"""
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import socket
 import subprocess
 import sys
@@ -463,3 +464,58 @@ def test_a_second_daemon_does_not_touch_the_store(site: Site, tmp_path: Path) ->
     )
     assert done.returncode == 1
     assert "is in use by another process" in done.stderr
+
+
+@pytest.mark.root
+def test_build(site: Site, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALLSTACK_CACHE", str(tmp_path / "cache"))
+    (root / "usr/bin").mkdir(parents=True)
+    shell = shutil.which("busybox")
+    assert shell is not None
+    shutil.copy(shell, root / "usr/bin/sh")
+    (root / "bin").symlink_to("usr/bin")
+    site.run("mkdir", "-p", "built/base")
+    (tmp_path / "filter").write_text("/var/log/\n")
+    site.run("add", "built/base/1", root, "--filter", tmp_path / "filter")
+    manifest = tmp_path / "manifest"
+    for name in ("scripts", "files/etc"):
+        (manifest / name).mkdir(parents=True)
+    (manifest / "manifest").write_text('{"SourceImage": "built/base"}')
+    (manifest / "files/etc/hosts").write_text("127.0.0.1 built\n")
+    (manifest / "files/etc/computed").touch()
+    (manifest / "computed-files").write_text("/etc/computed localhost:6977\n")
+    (manifest / "filter.add").write_text("/home/\n")
+    (manifest / "tags.json").write_text('{"kind": "built"}')
+    (manifest / "scripts/10-make").write_text("#!/bin/sh\necho made >/etc/made; echo said\n")
+    (manifest / "scripts/10-make").chmod(0o755)
+    git = ["git", "-C", manifest, "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for words in (["init", "-q", "-b", "trunk"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    steps = site.run("build", "built/one", manifest, "--dry-run").splitlines()
+    assert steps == [
+        "lay out the image the newest of built/base",
+        "lay files/ over it",
+        "run scripts/10-make",
+        "normalise",
+        "upload built/one",
+    ]
+    one = json.loads(site.run("build", "built/one", manifest, "--format", "json"))
+    two = json.loads(site.run("build", "built/two", manifest, "--format", "json"))
+    assert one["tree"] == two["tree"]
+    assert two["uploaded"] <= 1  # the log, if anything
+    shown = json.loads(site.run("show", "built/two", "--format", "json"))
+    assert shown["source_image"] == "built/base/1"
+    assert shown["filter"] == ["/var/log/", "/home/"]
+    assert shown["tags"] == {"kind": "built"}
+    assert shown["computed_files"] == 1
+    assert shown["build"].startswith("trunk ")
+    site.run("get", "built/two", tmp_path / "got")
+    assert (tmp_path / "got/etc/made").read_text() == "made\n"
+    assert (tmp_path / "got/etc/hosts").read_text() == "127.0.0.1 built\n"
+    error = site.fails("build", "built/one", manifest)
+    assert error == (
+        "imagetool: image 'built/one': it exists; images never change, name a new one\n"
+    )
+    (manifest / "manifest").write_text('{"SourceImage": "built/nothing"}')
+    error = site.fails("build", "built/three", manifest)
+    assert "SourceImage: there is no image 'built/nothing'" in error

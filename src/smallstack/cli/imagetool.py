@@ -5,6 +5,7 @@ from smallstack.cli.tool import run_tool, tool
 
 COMMANDS = {
     "add": ("smallstack.cli.image.add", "command", "make an image of a directory or a tar archive"),
+    "build": ("smallstack.cli.image.build", "command", "build an image of a manifest"),
     "list": ("smallstack.cli.image.list_images", "command", "the names of all images"),
     "get": ("smallstack.cli.image.get", "command", "lay an image out as a directory"),
     "show": ("smallstack.cli.image.show", "command", "what is known of an image"),

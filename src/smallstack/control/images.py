@@ -14,7 +14,7 @@ from smallstack.client.imageserver import ImageServerClient
 from smallstack.client.objectserver import ObjectServerClient
 from smallstack.control.image_server import ImageServer
 from smallstack.control.upload import UploadSink
-from smallstack.images.build import Report
+from smallstack.images.build import Report, Sink
 from smallstack.images.container import AtEnd, Platform
 from smallstack.images.errors import ImageError
 from smallstack.images.filter import PathFilter, load_filter
@@ -28,6 +28,7 @@ from smallstack.objects.intake import Intake
 from smallstack.objects.peer import PeerSource
 from smallstack.objects.source import REQUEST, Reader, check_sizes
 from smallstack.outlast import outlast
+from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Image
 from smallstack.proto.kinds import NANOSECONDS_PER_SECOND, Time
 from smallstack.srpc.client import Client
@@ -86,35 +87,66 @@ async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> A
     Raises ImageNameError, ImageError, FilterError, TriggersError, SourceError, TarError, OciError,
     and what the connection raises. Contents that the server has are not sent, unless asked for.
     """
-    check_name(new.name)
-    if 0 < new.expires_in_ns < MINIMUM_EXPIRY_NS:
-        raise ImageError(name=new.name, detail="it must live for 15 minutes at least")
     image = Image(tags=dict(new.tags or {}))
     if new.filter_file is not None:
         image.filter = load_filter(new.filter_file)
     if new.triggers_file is not None:
         image.triggers = load_triggers(new.triggers_file)
+    path_filter = PathFilter(image.filter.filter_lines) if image.filter is not None else None
+    container = ContainerChoice(new.which)
+
+    def read(sink: Sink, report: Report) -> FileSystem:
+        return from_source(new.source, sink, path_filter, report, container)
+
+    await check_new(server, new.name, new.expires_in_ns)
+    if new.platform:
+        async with server.connect() as client:
+            found, _ = await show_image(client, new.platform)
+        assert found.file_system is not None
+        platform = Platform(new.platform, found.file_system, new.at_end)
+        container = ContainerChoice(new.which, platform)
     if new.expires_in_ns:
-        expires = Time.now().nanoseconds_since_epoch + new.expires_in_ns
-        image.expires_at = Time.from_nanoseconds(expires)
+        image.expires_at = expiry(new.expires_in_ns)
+    return await upload_image(server, new.name, image, read, progress, send_all=new.send_all)
+
+
+async def check_new(server: ImageServer, name: str, expires_in_ns: int = 0) -> None:
+    """Whether an image of this name can be added; raises ImageNameError and ImageError."""
+    check_name(name)
+    if 0 < expires_in_ns < MINIMUM_EXPIRY_NS:
+        raise ImageError(name=name, detail="it must live for 15 minutes at least")
+    async with server.connect() as client:
+        images = ImageServerClient(client)
+        if await images.check_image(name):
+            raise ImageError(name=name, detail="it exists; images never change, name a new one")
+        if parent(name) != ROOT and not await images.check_directory(parent(name)):
+            raise ImageError(
+                name=name,
+                detail=f"there is no directory {parent(name)!r}: `imagetool mkdir {parent(name)}`",
+            )
+
+
+def expiry(expires_in_ns: int) -> Time:
+    """When an image expires that lives so long from now on."""
+    return Time.from_nanoseconds(Time.now().nanoseconds_since_epoch + expires_in_ns)
+
+
+async def upload_image(
+    server: ImageServer,
+    name: str,
+    image: Image,
+    read: Callable[[Sink, Report], FileSystem],
+    progress: Progress,
+    *,
+    send_all: bool = False,
+) -> Added:
+    """Add an image whose tree ``read`` makes, in a thread, giving all contents to the sink.
+
+    Raises what ``read``, the connection and the server raise.
+    """
     report = Report()
     async with server.connect() as client, server.connect(move_local=True) as adding:
-        images = ImageServerClient(client)
-        if await images.check_image(new.name):
-            raise ImageError(name=new.name, detail="it exists; images never change, name a new one")
-        if parent(new.name) != ROOT and not await images.check_directory(parent(new.name)):
-            raise ImageError(
-                name=new.name,
-                detail=f"there is no directory {parent(new.name)!r}: "
-                f"`imagetool mkdir {parent(new.name)}`",
-            )
-        container = ContainerChoice(new.which)
-        if new.platform:
-            found, _ = await show_image(client, new.platform)
-            assert found.file_system is not None
-            platform = Platform(new.platform, found.file_system, new.at_end)
-            container = ContainerChoice(new.which, platform)
-        checker = None if new.send_all else ObjectServerClient(client)
+        checker = None if send_all else ObjectServerClient(client)
         sink = UploadSink(checker, ObjectServerClient(adding))
 
         def advanced(done: Report) -> None:
@@ -123,16 +155,13 @@ async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> A
             progress.changed(progress)
 
         report.advanced = advanced
-        path_filter = PathFilter(image.filter.filter_lines) if image.filter is not None else None
         async with sink:
-            tree = await asyncio.to_thread(
-                from_source, new.source, sink, path_filter, report, container
-            )
+            tree = await asyncio.to_thread(read, sink, report)
         advanced(report)
         image.file_system = tree
-        check_required_paths(new.name, image)
-        await images.add_image(new.name, image)
-    return Added(new.name, summarise(tree), sink.uploaded, sink.uploaded_bytes, report.warnings())
+        check_required_paths(name, image)
+        await ImageServerClient(client).add_image(name, image)
+    return Added(name, summarise(tree), sink.uploaded, sink.uploaded_bytes, report.warnings())
 
 
 async def show_image(client: Client, name: str) -> tuple[Image, Summary]:

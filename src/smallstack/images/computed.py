@@ -34,7 +34,7 @@ def with_computed_files(tree: FileSystem, computed: Sequence[ComputedFile]) -> F
 
     Raises SourceError for a path that is no regular file with one name.
     """
-    sources = {}
+    sources: dict[int, ComputedFile] = {}
     for file in computed:
         index = tree.lookup(os.fsencode(file.filename))
         if index is None or not stat.S_ISREG(tree.inode(index).mode):

@@ -58,9 +58,7 @@ Word = Annotated[str, msgspec.Meta(pattern=_WORD, max_length=64)]
 PackageName = Annotated[str, msgspec.Meta(pattern=f"^{PACKAGE.pattern}$", max_length=256)]
 
 
-class _Json(
-    msgspec.Struct, rename="pascal", forbid_unknown_fields=True, frozen=True, kw_only=True
-):
+class _Json(msgspec.Struct, rename="pascal", forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A JSON object whose fields are all known."""
 
 
@@ -70,7 +68,9 @@ class Bootstrap(_Json, frozen=True, kw_only=True):
     type: Literal["debootstrap"] = "debootstrap"
     suite: Word
     variant: Literal["", "minbase", "buildd"] = ""
-    components: Annotated[list[Word], msgspec.Meta(min_length=1)] = ["main"]
+    components: Annotated[list[Word], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["main"]
+    )
     include: list[PackageName] = []
     mirror: Annotated[str, msgspec.Meta(pattern=r"^((https?|file)://?\S+)?$")] = ""
 
@@ -131,7 +131,7 @@ class Manifest:
     computed: list[ComputedFile] = field(default_factory=list)
     computed_added: bool = False
     tags: dict[str, str] = field(default_factory=dict)
-    image_owners: Owners = Owners()
+    image_owners: Owners = field(default_factory=Owners)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -242,7 +242,9 @@ def _check(path: Path, recipe: Recipe) -> list[str]:
         "MtimesCopyAddFilterLines": recipe.mtimes_copy_add_filter_lines,
         "MtimesCopyFilterLines": recipe.mtimes_copy_filter_lines,
     }
-    return [f"{path}: {name} has no effect in this builder" for name, value in unused.items() if value]
+    return [
+        f"{path}: {name} has no effect in this builder" for name, value in unused.items() if value
+    ]
 
 
 def _check_overlay(top: Path, *, links: bool) -> None:

@@ -144,6 +144,6 @@ def _clamp_times(top: Path, epoch_ns: int, started_ns: int) -> None:
 
 
 def _clamp(path: str, epoch_ns: int, started_ns: int) -> None:
-    mtime = os.lstat(path).st_mtime_ns  # noqa: PTH116
+    mtime = os.lstat(path).st_mtime_ns
     if mtime > epoch_ns or mtime >= started_ns:
         os.utime(path, ns=(epoch_ns, epoch_ns), follow_symlinks=False)

@@ -80,8 +80,7 @@ async def fetch_bootstrap(
     # debootstrap names a file by package, version and architecture; the archive leaves epochs out.
     by_plain = {re.sub(r"_\d+%3a", "_", name): value for name, value in priorities.items()}
     return [
-        locked(cache, path, by_plain.get(re.sub(r"_\d+%3a", "_", path.name), ""))
-        for path in files
+        locked(cache, path, by_plain.get(re.sub(r"_\d+%3a", "_", path.name), "")) for path in files
     ]
 
 

@@ -39,9 +39,9 @@ from smallstack.control.building.room import in_root, work_directory
 from smallstack.control.image_server import ImageServer
 from smallstack.control.images import (
     Added,
-    NewImage,
     Progress,
     check_new,
+    expiry,
     get_image,
     show_image,
     upload_image,
@@ -160,10 +160,7 @@ def _read(options: BuildOptions) -> tuple[Manifest, PackageLock | None]:
 
 def _mirror(bootstrap: Bootstrap, options: BuildOptions) -> str:
     return (
-        options.mirror
-        or bootstrap.mirror
-        or apt.own_mirror(bootstrap.suite)
-        or apt.DEFAULT_MIRROR
+        options.mirror or bootstrap.mirror or apt.own_mirror(bootstrap.suite) or apt.DEFAULT_MIRROR
     )
 
 
@@ -182,7 +179,7 @@ async def build_image(
         raise BuildError(step="imagetool build", detail="needs root: it makes namespaces")
     manifest, lock = await asyncio.to_thread(_read, options)
     if server is not None and options.name:
-        await check_new(server, NewImage(options.name, options.manifest))
+        await check_new(server, options.name, options.expires_in_ns)
     for place in (options.output, options.keep):
         if place is not None:
             check_output(place)
@@ -237,9 +234,7 @@ class _Building:
         self.epoch = self.checkout.time
         base = await self._base()
         with self._phase("files"):
-            await self._confined(
-                [*self._overlay("files"), *self._scripts("pre-install-scripts")]
-            )
+            await self._confined([*self._overlay("files"), *self._scripts("pre-install-scripts")])
         packages = await self._packages()
         with self._phase("scripts, tests, normalise"):
             await self._confined(self._last_actions())
@@ -397,9 +392,7 @@ class _Building:
     ) -> None:
         """Fetch what the cache lacks of a lock."""
         missing = [
-            package
-            for package in packages
-            if not await asyncio.to_thread(self.cache.has, package)
+            package for package in packages if not await asyncio.to_thread(self.cache.has, package)
         ]
         if missing:
             fetcher = apt.AptFetcher(
@@ -509,12 +502,11 @@ class _Building:
         with self._phase("read" if self.options.output else "read and upload"):
             self.log.flush()
             if self.server is not None and self.options.name and self.options.output is None:
-                new = NewImage(
-                    self.options.name,
-                    self.options.manifest,
-                    expires_in_ns=self.options.expires_in_ns,
+                if self.options.expires_in_ns:
+                    image.expires_at = expiry(self.options.expires_in_ns)
+                added = await upload_image(
+                    self.server, self.options.name, image, read, self.progress
                 )
-                added = await upload_image(self.server, new, image, read, self.progress)
                 assert image.file_system is not None
                 tree = image.file_system
                 self.warnings += added.warnings
@@ -588,5 +580,3 @@ def _installed(root: Path) -> list[Package]:
                 )
             )
     return sorted(found, key=lambda package: package.name)
-
-

@@ -58,7 +58,7 @@ class DebCache:
             path.parent.mkdir(exist_ok=True)
             if not path.exists() or path.stat().st_size != size:
                 path.unlink(missing_ok=True)
-                os.link(new.name, path)  # noqa: PTH200 - a name, not a Path
+                os.link(new.name, path)
         return digest.hexdigest(), size
 
     def lay_out(self, packages: Sequence[LockedPackage], directory: Path) -> None:

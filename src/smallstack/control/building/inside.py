@@ -108,7 +108,7 @@ class World:
     def _mount_all(self, root: str) -> None:
         for name in ("proc", "sys", "dev", "tmp", "run"):
             point = Path(root, name)
-            if not os.path.lexists(point):  # noqa: PTH110 - of a link, too
+            if not os.path.lexists(point):
                 point.mkdir()  # no machine starts without it
                 point.chmod(0o1777 if name == "tmp" else 0o755)
             elif point.is_symlink() or not point.is_dir():
@@ -242,16 +242,15 @@ def _make_root(root: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     new = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    for step in (
-        lambda: libc.setns(own, namespace.CLONE_NEWNS),
-        lambda: libc.fchdir(new),
-        lambda: libc.pivot_root(b".", b"."),
-        lambda: libc.umount2(b".", _MNT_DETACH),
-        lambda: libc.chdir(b"/"),
+    if (
+        libc.setns(own, namespace.CLONE_NEWNS)
+        or libc.fchdir(new)
+        or libc.pivot_root(b".", b".")
+        or libc.umount2(b".", _MNT_DETACH)
+        or libc.chdir(b"/")
     ):
-        if step():
-            reason = os.strerror(ctypes.get_errno())
-            raise namespace.NamespaceError(what="make the image the root", reason=reason)
+        reason = os.strerror(ctypes.get_errno())
+        raise namespace.NamespaceError(what="make the image the root", reason=reason)
     os.close(new)
     os.close(own)
 
@@ -282,6 +281,7 @@ def lay(action: Lay, epoch: int) -> None:
     and others (a checkout's umask is no input); directories that are there stay as they are.
     """
     top = Path(MANIFEST, action.directory)
+    Path(action.under).mkdir(exist_ok=True)
     for where, directories, files in os.walk(top):
         directories.sort()
         for name in sorted((*directories, *files)):

@@ -488,7 +488,7 @@ def test_build(site: Site, root: Path, tmp_path: Path, monkeypatch: pytest.Monke
     (manifest / "tags.json").write_text('{"kind": "built"}')
     (manifest / "scripts/10-make").write_text("#!/bin/sh\necho made >/etc/made; echo said\n")
     (manifest / "scripts/10-make").chmod(0o755)
-    git = ["git", "-C", manifest, "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    git = ["git", "-C", str(manifest), "-c", "user.name=n", "-c", "user.email=e@example.org"]
     for words in (["init", "-q", "-b", "trunk"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *words], check=True)
     steps = site.run("build", "built/one", manifest, "--dry-run").splitlines()

@@ -245,6 +245,39 @@ def test_what_differs(site: Site, root: Path, tmp_path: Path) -> None:
     assert "does not exist" in site.fails("diff", "old", "none")
 
 
+def test_patching_a_directory(site: Site, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "filter").write_text("/var/log(|/.*)$\n")
+    (root / "usr/bin").mkdir(parents=True)
+    site.run("add", "patch-1", root, "--filter", tmp_path / "filter")
+    out = tmp_path / "out"
+    site.run("get", "patch-1", out)
+    (root / "etc/hosts").write_text("127.0.0.1 patched\n")
+    (root / "again").unlink()
+    site.run("add", "patch-2", root, "--filter", tmp_path / "filter")
+    (out / "var").mkdir()
+    (out / "var/log").mkdir()
+    (out / "var/log/kept").touch()
+    before = out.stat().st_mtime_ns
+    told = site.run("patch-directory", "patch-2", out, "--dry-run").splitlines()
+    assert told == [
+        "changed / (mtime)",
+        "removed /again",
+        "changed /etc/hosts (content, mtime)",
+        "removed /var",
+    ]
+    assert out.stat().st_mtime_ns == before
+    done = subprocess.run(
+        site.command("patch-directory", "patch-2", out), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (
+        f"{out}: 1 made, 1 removed, 0 with other metadata; 1 objects fetched (18 B)\n"
+    )
+    assert done.stderr == ("imagetool: warning: /var stays: something in it is left alone\n")
+    assert (out / "etc/hosts").read_text() == "127.0.0.1 patched\n"
+    assert "it is no directory" in site.fails("patch-directory", "patch-2", tmp_path / "none")
+    assert "does not exist" in site.fails("patch-directory", "none", out)
+
+
 def test_checking_an_image(site: Site, root: Path) -> None:
     (root / "etc/hosts").write_text("to be damaged\n")
     (root / "lost").write_text("to be lost\n")

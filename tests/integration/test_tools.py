@@ -194,6 +194,7 @@ def images(tools: Tools, tmp_path: Path) -> None:
     tools.run("imagetool", "get", "crew/site/one", tmp_path / "copy")
     assert (tmp_path / "copy" / "motd").read_text() == "hello\n"
     assert tools.run("imagetool", "diff", "crew/site/one", "crew/site/one") == ""
+    tools.run("imagetool", "patch-directory", "crew/site/one", tmp_path / "copy")
     tools.run("imagetool", "tar", "crew/site/one", tmp_path / "one.tar")
     tools.run("imagetool", "check", "crew/site/one", "--verify")
     assert "(together)" in tools.run("imagetool", "usage")

@@ -12,6 +12,11 @@ COMMANDS = {
     "mkdir": ("smallstack.cli.image.mkdir", "command", "make a directory for images"),
     "listdirs": ("smallstack.cli.image.listdirs", "command", "the directories of images"),
     "diff": ("smallstack.cli.image.diff", "command", "what differs between two images"),
+    "patch-directory": (
+        "smallstack.cli.image.patch_directory",
+        "command",
+        "bring a directory to an image",
+    ),
     "tar": ("smallstack.cli.image.tar_image", "command", "an image as a tar archive"),
     "check": ("smallstack.cli.image.check", "command", "whether an image is there, and whole"),
     "usage": ("smallstack.cli.image.usage", "command", "what images take, and share"),

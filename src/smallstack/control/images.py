@@ -27,6 +27,7 @@ from smallstack.images.unpack import Unpacking
 from smallstack.objects.intake import Intake
 from smallstack.objects.peer import PeerSource
 from smallstack.objects.source import REQUEST, Reader, check_sizes
+from smallstack.objects.store import ObjectStore
 from smallstack.outlast import outlast
 from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Image
@@ -190,18 +191,19 @@ async def get_image(
     with await asyncio.to_thread(Unpacking, tree, directory) as unpacking:
         order = list(tree.objects().items())
         for start in range(0, len(order), REQUEST):
-            await _fetch(source, unpacking, order[start : start + REQUEST], progress)
+            await fetch_into(source, unpacking.store, order[start : start + REQUEST], progress)
         unpacked = await asyncio.to_thread(unpacking.finish)
     return unpacked.warnings()
 
 
-async def _fetch(
+async def fetch_into(
     source: PeerSource,
-    unpacking: Unpacking,
+    store: ObjectStore,
     order: Sequence[tuple[bytes, int]],
     progress: Progress,
 ) -> None:
-    intake = Intake(unpacking.store, None, order, source.name)
+    """Fetch objects (digest, size) into a store; raises what `get_image` raises."""
+    intake = Intake(store, None, order, source.name)
     try:
         async with source.open_objects([hash_ for hash_, _ in order]) as stream:
             check_sizes(stream, order, source.name)

@@ -53,3 +53,7 @@ class RefusedError(SmallStackError):
 
 class ArchiveError(SmallStackError):
     """cannot write the archive {path}: {detail}"""
+
+
+class PatchError(SmallStackError):
+    """cannot patch {path}: {detail}"""

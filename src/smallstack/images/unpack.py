@@ -80,10 +80,10 @@ class Unpacking:
     def finish(self) -> Unpacked:
         """Make the directory; in a thread. Raises UnpackError."""
         try:
-            self._make()
+            maker = self._make()
             self.store.close()
             shutil.rmtree(self._work / OBJECTS)
-            self._set(self._root, self._tree.inode(0))
+            maker.settle(self._root, self._tree.inode(0))
             if self._directory.exists():
                 self._directory.rmdir()
             self._work.rename(self._directory)
@@ -91,9 +91,10 @@ class Unpacking:
             raise UnpackError(path=self._directory, detail=describe(error)) from error
         return self.report
 
-    def _make(self) -> None:
+    def _make(self) -> "InodeMaker":
         tree = self._tree
         uses = Counter(inode.hash for inode in map(tree.inode, range(len(tree))) if inode.hash)
+        maker = InodeMaker(self.store, uses, self.report)
         first: dict[int, bytes] = {}
         directories: list[tuple[bytes, int]] = []
         for path, index in tree.walk():
@@ -108,55 +109,70 @@ class Unpacking:
                 directories.append((where, index))
             elif index in first:
                 os.link(first[index], where, follow_symlinks=False)
-            elif self._make_inode(where, inode, uses):
+            elif maker.make(where, inode):
                 first[index] = where
-                self._set(where, inode)
+                maker.settle(where, inode)
         for where, index in reversed(directories):
-            self._set(where, tree.inode(index))
+            maker.settle(where, tree.inode(index))
+        return maker
 
-    def _make_inode(self, where: bytes, inode: Inode, uses: Counter[bytes]) -> bool:
-        """Make anything but a directory; False if it had to be left out."""
+
+class InodeMaker:
+    """Makes inodes by path, of contents that lie in a store; counts what it may not."""
+
+    def __init__(self, store: ObjectStore, uses: Counter[bytes], report: Unpacked) -> None:
+        """``uses``: how often each object will be asked for; the last one gets its file."""
+        self._store = store
+        self._uses = uses
+        self._report = report
+
+    def make(self, where: bytes, inode: Inode) -> bool:
+        """Make anything but a directory; False if it had to be left out. Raises OSError."""
         kind = stat.S_IFMT(inode.mode)
         if kind == stat.S_IFLNK:
             os.symlink(inode.target, where)  # noqa: PTH211 - bytes
         elif kind == stat.S_IFREG and inode.hash:
-            uses[inode.hash] -= 1
-            source = os.fsencode(self.store.path(inode.hash))
-            if uses[inode.hash]:
+            self._uses[inode.hash] -= 1
+            source = os.fsencode(self._store.path(inode.hash))
+            if self._uses[inode.hash] > 0:
                 shutil.copyfile(source, where)
             else:
                 os.rename(source, where)  # noqa: PTH104 - bytes
         elif kind == stat.S_IFREG:
             os.close(os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             if inode.flags & COMPUTED:
-                self.report.computed.append(os.fsdecode(where))
+                self._report.computed.append(os.fsdecode(where))
         elif kind == stat.S_IFIFO:
             os.mkfifo(where)
         else:
             try:
                 os.mknod(where, inode.mode, inode.rdev)
             except PermissionError:
-                self.report.devices += 1
+                self._report.devices += 1
                 return False
         return True
 
-    def _set(self, where: bytes, inode: Inode) -> None:
-        """Owner, mode, attributes, time: in this order, because each may undo the next."""
+    def settle(self, where: bytes | int, inode: Inode) -> None:
+        """Owner, mode, attributes, time, in this order, because each may undo the next.
+
+        ``where`` is a path, or a descriptor of a file or directory. Raises OSError.
+        """
+        follow = isinstance(where, int)  # a descriptor has been followed
         try:
-            os.chown(where, inode.uid, inode.gid, follow_symlinks=False)
+            os.chown(where, inode.uid, inode.gid, follow_symlinks=follow)
         except PermissionError:
-            self.report.owners += 1
+            self._report.owners += 1
         if not stat.S_ISLNK(inode.mode):
             os.chmod(where, stat.S_IMODE(inode.mode))  # noqa: PTH101 - bytes
         for name, value in inode.xattrs.items():
             try:
-                os.setxattr(where, name, value, follow_symlinks=False)
+                os.setxattr(where, name, value, follow_symlinks=follow)
             except OSError as error:
                 if error.errno not in _REFUSED:
                     raise
-                self.report.attributes += 1
+                self._report.attributes += 1
         if (mtime := inode.mtime_ns) is not None:
-            os.utime(where, ns=(mtime, mtime), follow_symlinks=False)
+            os.utime(where, ns=(mtime, mtime), follow_symlinks=follow)
 
 
 def _make_removable(function: object, path: str, _: object) -> None:

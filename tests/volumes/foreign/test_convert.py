@@ -101,11 +101,7 @@ async def test_qcow2_that_leads_elsewhere(tmp_path: Path) -> None:
     data = bytearray(locked.read_bytes())
     data[32:36] = struct.pack(">I", 2)  # encrypted by LUKS
     locked.write_bytes(data)
-    for image, told in (
-        (over, "backing file"),
-        (outside, "in another file"),
-        (tmp_path / "locked", "encrypt"),
-    ):
+    for image, told in ((over, "backing file"), (outside, "in another file"), (locked, "encrypt")):
         with pytest.raises(DiskImageError, match=told) as caught:
             await convert_it(image, tmp_path / "out")
         assert "\n" not in str(caught.value)

@@ -107,7 +107,7 @@ async def main(runtime):
     runtime.ready()
     passes = []
     gc.callbacks.append(lambda phase, info: passes.append((phase, info["generation"])))
-    crowd = [await dial(listener.addresses[0], None) for _ in range(1000)]
+    crowd = [await dial(listener.addresses[0], None) for _ in range(5000)]
     print(passes.count(("start", 0)) > 0, passes.count(("start", 2)), flush=True)
     for client in crowd:
         client.conn.abort()
@@ -117,7 +117,7 @@ sys.exit(run(main))
 """
 
 
-def test_a_thousand_connections_cause_no_full_pass_of_the_garbage_collector() -> None:
+def test_thousands_of_connections_cause_no_full_pass_of_the_garbage_collector() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CROWD], capture_output=True, text=True, check=False
     )

@@ -244,3 +244,19 @@ async def test_a_lock_of_another_list_or_base_is_refused(
     with pytest.raises(Exception, match="made for another package-list: build with --lock"):
         await build(replace(again, base=origin / "base"))
     assert left(tmp_path) == ["lock"]
+
+
+@pytest.mark.debian
+@pytest.mark.timeout(1800)
+async def test_a_debian_twice(manifest: Path, tmp_path: Path) -> None:
+    """debootstrap through this machine's mirror, then of the lock alone."""
+    recipe = {"Bootstrap": {"Suite": "bookworm", "Variant": "minbase"}}
+    (manifest / "manifest").write_text(json.dumps(recipe))
+    (manifest / "package-list").write_text("python3\nopenssh-server\n")
+    options = BuildOptions(manifest, output=tmp_path / "one", lock=True)
+    one = await build(options)
+    two = await build(replace(options, output=tmp_path / "two", lock=False))
+    assert two.digest == one.digest
+    assert two.tree.objects() == one.tree.objects()
+    assert "deb.debian.org" in (tmp_path / "one/etc/apt/sources.list").read_text()
+    assert not (tmp_path / "one/etc/hostname").exists()

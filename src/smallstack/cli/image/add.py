@@ -18,7 +18,9 @@ from smallstack.images.oci_layout import Choice
 
 @click.command("add")
 @click.argument("name")
-@click.argument("source", type=click.Path(path_type=Path), metavar="DIRECTORY|TAR|-")
+@click.argument(
+    "source", type=click.Path(path_type=Path), metavar="DIRECTORY|TAR|-|debootstrap:SUITE"
+)
 @click.option(
     "--filter",
     "filter_file",
@@ -75,9 +77,17 @@ def command(
     A container image is known by itself: an OCI layout, an archive of one, or what `docker save`
     writes. Its root becomes the image; with --platform it becomes a VM that runs its program.
 
+    debootstrap:SUITE is a small Debian made now, as `imagetool build` makes it.
+
     Contents that the server has already are not sent again.
     """
     wanted = {key: values[-1] for key, values in parse_tags(tags).items()}
+    if str(source).startswith("debootstrap:"):
+        from smallstack.cli.image.build import add_recipe
+
+        recipe = str(source)
+        add_recipe(target, name, recipe, filter_file, triggers_file, expires_in, wanted, output)
+        return
     new = NewImage(
         name,
         source,

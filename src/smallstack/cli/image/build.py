@@ -90,7 +90,9 @@ def command(
 
 
 @contextlib.contextmanager
-def _manifest(text: str) -> Iterator[Path]:
+def _manifest(
+    text: str, filter_file: Path | None = None, triggers_file: Path | None = None
+) -> Iterator[Path]:
     """The manifest's directory; one is made for ``debootstrap:SUITE``."""
     if not text.startswith(RECIPE):
         yield Path(text)
@@ -101,7 +103,27 @@ def _manifest(text: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="smallstack-recipe-") as made:
         recipe = {"Bootstrap": {"Type": "debootstrap", "Suite": suite, "Variant": "minbase"}}
         Path(made, "manifest").write_text(json.dumps(recipe))
+        for name, source in (("filter", filter_file), ("triggers", triggers_file)):
+            if source is not None:
+                Path(made, name).symlink_to(source.absolute())
         yield Path(made)
+
+
+def add_recipe(
+    target: ImageTarget,
+    name: str,
+    recipe: str,
+    filter_file: Path | None,
+    triggers_file: Path | None,
+    expires_in: int,
+    tags: dict[str, str],
+    output: str,
+) -> None:
+    """What ``imagetool add NAME debootstrap:SUITE`` does."""
+    with _manifest(recipe, filter_file, triggers_file) as manifest:
+        options = BuildOptions(manifest, name, expires_in_ns=expires_in, tags=tags)
+        built = _build(target, options, verbose=False)
+    _print(name, built, output)
 
 
 def _build(target: ImageTarget, options: BuildOptions, verbose: bool) -> Built:

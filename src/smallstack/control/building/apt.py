@@ -8,7 +8,7 @@ comes into the image, and no hook of an image's apt.conf is run out here.
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
@@ -162,12 +162,10 @@ class AptFetcher:
         path.write_text("\n".join(lines) + "\n")
         self._environment["APT_CONFIG"] = str(path)
 
-    async def fetch(
-        self, wanted: Sequence[str], recommends: bool, tell: Callable[[int, int], None]
-    ) -> list[LockedPackage]:
+    async def fetch(self, wanted: Sequence[str], recommends: bool) -> list[LockedPackage]:
         """The packages that the image lacks of ``wanted`` and what these need, in the cache.
 
-        ``tell`` gets their number and their bytes before they are fetched. Raises BuildError.
+        Raises BuildError.
         """
         install = ["apt-get", "--yes", "install"]
         install.append("--install-recommends" if recommends else "--no-install-recommends")
@@ -179,7 +177,6 @@ class AptFetcher:
             Run(title="apt-get install --print-uris", command=print_uris, output=str(listed)),
         )
         found = [match.groups() for match in map(_URI.match, _lines(listed)) if match]
-        tell(len(found), sum(int(size) for _, _, size, _ in found))
         for _, name, size, sha256 in found:
             cached = self._cache.path(sha256) if sha256 else None
             if cached is not None and cached.exists() and cached.stat().st_size == int(size):

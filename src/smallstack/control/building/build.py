@@ -310,7 +310,7 @@ class _Building:
     async def _bootstrapped(self, bootstrap: Bootstrap) -> list[LockedPackage]:
         """Make the first tree of packages in the cache, without a network; what they are."""
         mirror = await asyncio.to_thread(_mirror, bootstrap, self.options)
-        with self._phase("fetch the bootstrap", lambda: _sizes(packages)):
+        with self._phase("fetch the bootstrap", lambda seconds: _sizes(packages, seconds)):
             if self.lock is not None:
                 packages = self.lock.bootstrap
                 await self._complete(packages, apt.Sources.of_mirror(bootstrap, mirror), "first")
@@ -349,7 +349,7 @@ class _Building:
         """Fetch and install what package-list names."""
         if not self.manifest.packages:
             return []
-        with self._phase("fetch packages", lambda: _sizes(packages)):
+        with self._phase("fetch packages", lambda seconds: _sizes(packages, seconds)):
             if self.lock is not None:
                 packages = self.lock.packages
                 await self._complete(packages, self._sources(), "second")
@@ -358,9 +358,7 @@ class _Building:
                     self.confinement, self.work, self.root, self._sources(), self.cache
                 )
                 packages = await fetcher.fetch(
-                    self.manifest.packages,
-                    self.recipe.install_recommends,
-                    lambda count, size: None,
+                    self.manifest.packages, self.recipe.install_recommends
                 )
         with self._phase("install packages"):
             self._are_inputs(packages)
@@ -410,7 +408,8 @@ class _Building:
             except (OSError, UnicodeDecodeError) as error:
                 raise BuildError(step=str(path), detail=str(error)) from error
         bootstrap = self.recipe.bootstrap
-        if bootstrap is not None and "files" not in self.manifest.overlays:
+        own = self.manifest.directory / "files/etc/apt"
+        if bootstrap is not None and not own.exists():
             return apt.Sources.of_mirror(bootstrap, _mirror(bootstrap, self.options))
         return apt.Sources()
 
@@ -542,17 +541,18 @@ class _Building:
         )
 
     @contextmanager
-    def _phase(self, name: str, what: Callable[[], str] | None = None) -> Iterator[None]:
+    def _phase(self, name: str, what: Callable[[float], str] | None = None) -> Iterator[None]:
         """Times a phase; ``what`` says how much it was, with its rate."""
         start = time.monotonic()
         yield
         seconds = time.monotonic() - start
-        detail = f": {what()}" if what else ""
+        detail = f": {what(seconds)}" if what else ""
         self.tell(f"{name}{detail} ({seconds:.1f} s)")
 
 
-def _sizes(packages: list[LockedPackage]) -> str:
-    return f"{len(packages)} packages, {total_size(packages) / 2**20:.1f} MiB"
+def _sizes(packages: list[LockedPackage], seconds: float) -> str:
+    mebibytes = total_size(packages) / 2**20
+    return f"{len(packages)} packages, {mebibytes:.1f} MiB, {mebibytes / seconds:.1f} MiB/s"
 
 
 def _newest(tree: FileSystem) -> int:

@@ -38,11 +38,19 @@ class BuildLog:
         self._echo = echo
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._rest = b""
+        self.error: OSError | None = None
+        """Why output is missing: a full disk, a terminal that went away."""
 
     def write(self, data: bytes) -> None:
-        """More output; raises OSError. What goes beyond the limit is not kept."""
-        room = MAX_LOG - self._file.tell()
-        self._file.write(data[: max(room, 0)])
+        """More output. What goes beyond the limit is not kept; see ``error``."""
+        try:
+            room = MAX_LOG - self._file.tell()
+            self._file.write(data[: max(room, 0)])
+            self._split(data)
+        except OSError as error:  # whoever writes must be read to the end all the same
+            self.error = self.error or error
+
+    def _split(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[-_CHUNK:]
         for line in lines:
@@ -134,6 +142,8 @@ class Confinement:
             tail = self._log.tail()
             detail = failed.detail + (f": {tail}" if tail else "")
             raise BuildError(step=failed.title, detail=detail)
+        if self._log.error is not None:
+            raise BuildError(step="the log", detail=f"is cut: {describe(self._log.error)}")
         if process.returncode:
             detail = f"ended with status {process.returncode}: {self._log.tail()}"
             raise BuildError(step="namespaces", detail=detail)

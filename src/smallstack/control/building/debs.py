@@ -4,7 +4,6 @@ The formats are deb(5), deb-control(5) and the Debian repository format.
 """
 
 import hashlib
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,9 +55,10 @@ class DebCache:
             new.flush()
             path = self.path(digest.hexdigest())
             path.parent.mkdir(exist_ok=True)
-            if not path.exists() or path.stat().st_size != size:
-                path.unlink(missing_ok=True)
-                os.link(new.name, path)
+            entering = path.with_suffix(".deb~")
+            entering.unlink(missing_ok=True)
+            entering.hardlink_to(new.name)
+            entering.replace(path)  # what was there may be damaged
         return digest.hexdigest(), size
 
     def lay_out(self, packages: Sequence[LockedPackage], directory: Path) -> None:

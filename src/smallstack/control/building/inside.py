@@ -277,8 +277,8 @@ def _become(command: list[str], environment: dict[str, str], output: int | None)
 def lay(action: Lay, epoch: int) -> None:
     """Copy a directory of the manifest into the tree, as old as ``epoch`` (s).
 
-    Everything is root's, with the modes it has in the manifest but for write permission of group
-    and others (a checkout's umask is no input); directories that are there stay as they are.
+    Everything is root's, with the modes it has in the manifest; nobody else may write, so that
+    umasks of 022 and 002 give the same. Directories that are there stay as they are.
     """
     top = Path(MANIFEST, action.directory)
     Path(action.under).mkdir(exist_ok=True)

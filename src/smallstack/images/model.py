@@ -88,6 +88,19 @@ def tree_digest(tree: FileSystem) -> bytes:
     return hasher.digest()
 
 
+def object_of_two_sizes(tree: FileSystem) -> bytes | None:
+    """The digest of an object that files of different sizes are said to have; None: there is none.
+
+    `FileSystem.objects` tells one of the sizes only.
+    """
+    sizes = tree.objects()
+    for record in INODE.iter_unpack(tree.inodes):
+        size, kind, flags, digest = record[1], stat.S_IFMT(record[4]), record[14], record[16]
+        if size and kind == stat.S_IFREG and not flags & COMPUTED and sizes[digest] != size:
+            return bytes(digest)
+    return None
+
+
 def check_required_paths(name: str, image: Image) -> None:
     """Raises ImageError when an image that is not sparse lacks what every machine needs."""
     if image.filter is None or image.file_system is None:

@@ -15,6 +15,7 @@ from smallstack.images.catalogue import ImageCatalogue
 from smallstack.images.computed import computed_files, repeated_computed_file
 from smallstack.images.errors import RefusedError
 from smallstack.images.inodes import find_inodes
+from smallstack.images.model import object_of_two_sizes
 from smallstack.images.names import check_directory
 from smallstack.imageserver import rights
 from smallstack.imageserver.references import References, objects_of
@@ -349,8 +350,11 @@ class ImageService:
 
     def _add(self, name: str, image: Image) -> None:
         """Check an image, bring its objects to the disk, then the image itself."""
-        if image.file_system is not None and (path := repeated_computed_file(image.file_system)):
-            raise RefusedError(text=f"duplicate computed inode: {path}")
+        if image.file_system is not None:
+            if path := repeated_computed_file(image.file_system):
+                raise RefusedError(text=f"duplicate computed inode: {path}")
+            if hash_ := object_of_two_sizes(image.file_system):
+                raise RefusedError(text=f"object: {hash_.hex()} has files of two sizes")
         objects = objects_of(image)
         self._references.hold(objects)
         try:

@@ -4,8 +4,12 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+enum { SHARE_FROM = 64 << 10 }; /* bytes: below, writing is as fast, and extents stay few */
 
 int ss_files_open(struct ss_files *files)
 {
@@ -131,6 +135,65 @@ static int copy_small(struct ss_files *files, struct ss_plan *plan, struct ss_si
     return 0;
 }
 
+/* Whether the file system has the output share `length` bytes of the object from byte files->done
+ * on. -EAGAIN: it cannot. */
+static int share(struct ss_files *files, struct ss_plan *plan, struct ss_sink *sink, uint64_t length)
+{
+    struct file_clone_range range = {
+        .src_fd = files->fd,
+        .src_offset = files->done,
+        .src_length = length,
+        .dest_offset = sink->offset + sink->now.position,
+    };
+
+    while (ioctl(sink->fd, FICLONERANGE, &range) < 0) {
+        switch (errno) {
+        case EINTR:
+            continue;
+        case ENOSPC:
+        case EDQUOT:
+        case EIO:
+            return ss_plan_fail(plan, -errno, SS_EXT4_WRITE, 0);
+        default: /* there are many ways to say so */
+            files->unshared = true;
+            return -EAGAIN;
+        }
+    }
+    return 0;
+}
+
+/* Has the whole blocks of the object in the `padded` bytes from here on shared, and checks what they
+ * hold; how many bytes that were, 0 where they have to be written. */
+static int64_t copy_shared(struct ss_files *files, struct ss_plan *plan, struct ss_sink *sink,
+                           size_t padded)
+{
+    struct stat at;
+    uint64_t left = files->size - files->done;
+    uint64_t length = (left < padded ? left : padded) / EXT4_BLOCK * EXT4_BLOCK;
+    int rc;
+
+    if (files->unshared || length < SHARE_FROM)
+        return 0;
+    if (fstat(files->fd, &at) < 0 || (uint64_t)at.st_size < files->done + length)
+        return 0; /* a short one is told of by whoever reads it */
+    if ((rc = flush(plan, sink)) < 0)
+        return rc;
+    rc = share(files, plan, sink, length);
+    if (rc < 0)
+        return rc == -EAGAIN ? 0 : rc;
+    for (uint64_t passed = 0; passed < length;) {
+        size_t part = length - passed < sink->room ? length - passed : sink->room;
+        if ((rc = read_all(files, plan, sink->now.buffer, part)) < 0)
+            return rc;
+        if (plan->source->digests != NULL)
+            ss_blake3_update(&files->hash, sink->now.buffer, part);
+        passed += part;
+    }
+    if ((rc = ss_sink_seek(sink, sink->now.position + length)) < 0)
+        return ss_plan_fail(plan, rc, SS_EXT4_WRITE, 0);
+    return (int64_t)length;
+}
+
 int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *sink,
                   uint32_t logical, uint32_t length)
 {
@@ -141,6 +204,10 @@ int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *
     pass_hole(files, plan, (uint64_t)logical * EXT4_BLOCK);
     if (files->done == 0 && end >= files->size && files->size <= SS_BLAKE3_SMALL)
         return copy_small(files, plan, sink, padded);
+    int64_t shared = copy_shared(files, plan, sink, padded);
+    if (shared < 0)
+        return (int)shared;
+    padded -= (size_t)shared;
     while (padded > 0) {
         if (sink->now.fill == sink->room && (rc = flush(plan, sink)) < 0)
             return rc;

@@ -83,6 +83,8 @@ def command(
     """
     wanted = {key: values[-1] for key, values in parse_tags(tags).items()}
     if str(source).startswith("debootstrap:"):
+        if platform or oci_tag:
+            raise click.UsageError("--platform and --oci-tag are for container images, not recipes")
         from smallstack.cli.image.build import add_recipe
 
         recipe = str(source)

@@ -35,7 +35,7 @@ def make_base(root: Path, repository: Path) -> None:
         *("var/lib/dpkg/info", "var/lib/dpkg/updates", "var/lib/dpkg/triggers", "etc/ssh"),
         *("var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/log/apt"),
         *("etc/apt/apt.conf.d", "etc/apt/preferences.d"),
-        *("usr/sbin", "root", "var/tmp", "etc/dpkg", "usr/share/keyrings"),
+        *("usr/sbin", "root", "var/tmp", "mnt", "etc/dpkg", "usr/share/keyrings"),
     ):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "var/lib/dpkg/status").touch()

@@ -31,6 +31,8 @@ set -e
 [ "$LANG $HOME" = "C.UTF-8 /root" ] && [ -z "$SECRET" ]
 [ "$SOURCE_DATE_EPOCH" = {epoch} ]
 [ -c /dev/null ] && [ ! -e /dev/kmsg ] && [ ! -w /sys/kernel/uevent_helper ]
+! busybox mount -t tmpfs none /mnt 2>/dev/null
+busybox mknod /etc/device c 1 5 && ! busybox head -c 1 /etc/device 2>/dev/null && rm /etc/device
 [ "$(hello)" = hello ]
 [ "$(cat /etc/motd)" = "base: laid over: appended" ]
 echo $$ >/var/tmp/left

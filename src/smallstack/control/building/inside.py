@@ -57,6 +57,9 @@ _LINKS: Final = {
     "stderr": "fd/2",
     "ptmx": "pts/ptmx",
 }
+_PR_CAPBSET_DROP: Final = 24  # <linux/prctl.h>
+_DROPPED: Final = (16, 17, 19, 21, 22, 25)
+"""CAP_SYS_MODULE, RAWIO, PTRACE, ADMIN, BOOT, TIME of <linux/capability.h>: no part of a build."""
 NO_SERVICES: Final = b"#!/bin/sh\nexit 101\n"
 """policy-rc.d: invoke-rc.d takes 101 for "not allowed" (its specification, /usr/share/doc)."""
 
@@ -115,7 +118,11 @@ class World:
                 raise InsideError(detail=f"/{name} of the image is no directory")
         bind, only_root = namespace.MS_BIND, _PROTECTED | namespace.MS_NODEV
         namespace.mount(root, root, None, bind)
-        namespace.mount("tmpfs", f"{root}/run", "tmpfs", namespace.MS_NOSUID, "mode=755")
+        # A device node in the image opens no device of the machine.
+        plain = bind | namespace.MS_REMOUNT | namespace.MS_NODEV
+        namespace.mount(None, root, None, plain)
+        flags = namespace.MS_NOSUID | namespace.MS_NODEV
+        namespace.mount("tmpfs", f"{root}/run", "tmpfs", flags, "mode=755")
         for place in (MANIFEST, DEBS, PLAIN):
             Path(root + place).mkdir(parents=True)
         namespace.mount(root, root + PLAIN, None, bind)
@@ -126,7 +133,7 @@ class World:
                 namespace.mount(None, root + place, None, read_only)
         namespace.mount("proc", f"{root}/proc", "proc", only_root)
         namespace.mount("sysfs", f"{root}/sys", "sysfs", only_root | namespace.MS_RDONLY)
-        namespace.mount("tmpfs", f"{root}/tmp", "tmpfs", namespace.MS_NOSUID, "mode=1777")
+        namespace.mount("tmpfs", f"{root}/tmp", "tmpfs", flags, "mode=1777")
         namespace.mount("tmpfs", f"{root}/dev", "tmpfs", _PROTECTED, "mode=755,size=64k")
         for name, major, minor in _DEVICES:
             device = f"{root}/dev/{name}"
@@ -195,7 +202,7 @@ class World:
         """Run a command to its end, and end what it has left running; what went wrong, or ""."""
         child = os.fork()
         if child == 0:
-            _become(action.command, self.request.environment, self._outputs.get(action.output))
+            _become(action, self.request, self._outputs.get(action.output))
         until = time.monotonic() + action.limit
         status = self._wait(child, until)
         with suppress(ProcessLookupError):
@@ -255,9 +262,17 @@ def _make_root(root: str) -> None:
     os.close(own)
 
 
-def _become(command: list[str], environment: dict[str, str], output: int | None) -> None:
-    """In a child: the command, in a session of its own, with nothing to read."""
+def _become(action: Run, request: Request, output: int | None) -> None:
+    """In a child: the command, in a session of its own, with nothing to read.
+
+    With the image as root it gets no more of the machine, not by mounting either.
+    """
+    command = action.command
     try:
+        if request.root:
+            libc = ctypes.CDLL(None)
+            for capability in _DROPPED:
+                libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -267,7 +282,7 @@ def _become(command: list[str], environment: dict[str, str], output: int | None)
             os.dup2(output, 1)
         os.umask(0o022)
         os.chdir("/")
-        os.execvpe(command[0], command, environment)
+        os.execvpe(command[0], command, request.environment)
     except OSError as error:
         os.write(2, f"cannot run {command[0]}: {error.strerror}\n".encode())
     finally:

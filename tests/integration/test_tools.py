@@ -194,6 +194,13 @@ def images(tools: Tools, tmp_path: Path) -> None:
     tools.run("imagetool", "get", "crew/site/one", tmp_path / "copy")
     assert (tmp_path / "copy" / "motd").read_text() == "hello\n"
     assert tools.run("imagetool", "diff", "crew/site/one", "crew/site/one") == ""
+    manifest = tmp_path / "manifest"
+    (manifest / "files/etc").mkdir(parents=True)
+    (manifest / "files/etc/built").write_text("built\n")
+    (manifest / "manifest").write_text('{"SourceImage": "crew/site/one"}')
+    assert "crew/site/built" in tools.tell("imagetool", "build", "crew/site/built", manifest)[0]
+    assert "/etc/built" in tools.run("imagetool", "show", "--files", "crew/site/built")
+    tools.run("imagetool", "delete", "crew/site/built")
     tools.run("imagetool", "patch-directory", "crew/site/one", tmp_path / "copy")
     tools.run("imagetool", "tar", "crew/site/one", tmp_path / "one.tar")
     tools.run("imagetool", "check", "crew/site/one", "--verify")

@@ -316,6 +316,33 @@ def test_an_image_gets_more_time(site: Site, root: Path) -> None:
     assert "image not found" in site.fails("expire", "none")
 
 
+def test_copying_modification_times(site: Site, root: Path) -> None:
+    """Only where nothing else has changed: hard links and symlinks too, directories by names."""
+    os.link(root / "large", root / "etc/hard")
+    (root / "opt").mkdir()
+    site.run("add", "times-1", root)
+    (root / "etc/hosts").write_text("127.0.0.1 other\n")
+    (root / "etc/passwd").chmod(0o600)
+    (root / "opt/new").write_text("new\n")
+    for path in (root, *root.rglob("*")):
+        os.utime(path, (1, 1), follow_symlinks=False)
+    option = "--copy-mtimes-from"
+    site.run("add", "times-2", root, option, "times-1")
+    diff = site.command("diff", "times-1", "times-2", "--format", "json")
+    done = subprocess.run(diff, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    changed = {row["path"]: set(row["what"]) for row in json.loads(done.stdout)}
+    assert changed.keys() == {"/etc/hosts", "/etc/passwd", "/opt", "/opt/new"}
+    assert changed["/etc/hosts"] == {"content", "mtime"}
+    assert changed["/etc/passwd"] == {"mode", "mtime"}
+    assert changed["/opt"] == {"mtime"}
+    assert "image 'none': it does not exist" in site.fails("add", "times-3", root, option, "none")
+    refused = ("add", "times-3", "debootstrap:bookworm", option, "times-1")
+    done = subprocess.run(site.command(*refused), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is for a directory or an archive" in done.stderr
+
+
 def test_the_next_day_stores_only_what_changed(site: Site, tmp_path: Path) -> None:
     """A root of 2,000 files in 50 packages; a day later two packages and some logs are new."""
     root = tmp_path / "root"

@@ -19,6 +19,7 @@ from smallstack.images.container import AtEnd, Platform
 from smallstack.images.errors import ImageError
 from smallstack.images.filter import PathFilter, load_filter
 from smallstack.images.model import Summary, check_required_paths, summarise
+from smallstack.images.mtimes import with_mtimes_of
 from smallstack.images.names import ROOT, check_name, parent
 from smallstack.images.oci_layout import Choice
 from smallstack.images.source import ContainerChoice, from_source
@@ -80,6 +81,8 @@ class NewImage:
     """The image whose kernel and init make a container image a VM."""
     at_end: AtEnd = "stop"
     """What follows the end of that VM's program."""
+    copy_mtimes_from: str = ""
+    """The image whose modification times are kept where nothing else has changed."""
 
 
 async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> Added:
@@ -95,11 +98,16 @@ async def add_image(server: ImageServer, new: NewImage, progress: Progress) -> A
         image.triggers = load_triggers(new.triggers_file)
     path_filter = PathFilter(image.filter.filter_lines) if image.filter is not None else None
     container = ContainerChoice(new.which)
+    older: FileSystem | None = None
 
     def read(sink: Sink, report: Report) -> FileSystem:
-        return from_source(new.source, sink, path_filter, report, container)
+        tree = from_source(new.source, sink, path_filter, report, container)
+        return tree if older is None else with_mtimes_of(older, tree)
 
     await check_new(server, new.name, new.expires_in_ns)
+    if new.copy_mtimes_from:
+        async with server.connect() as client:
+            older = (await show_image(client, new.copy_mtimes_from))[0].file_system
     if new.platform:
         async with server.connect() as client:
             found, _ = await show_image(client, new.platform)

@@ -55,6 +55,12 @@ from smallstack.images.oci_layout import Choice
     show_default=True,
     help="what such a VM does when its program has ended",
 )
+@click.option(
+    "--copy-mtimes-from",
+    default="",
+    metavar="IMAGE",
+    help="keep its modification times where nothing else has changed",
+)
 @format_option()
 @click.pass_obj
 def command(
@@ -70,6 +76,7 @@ def command(
     platform_arch: str,
     platform: str,
     at_end: AtEnd,
+    copy_mtimes_from: str,
     output: str,
 ) -> None:
     """Make the image NAME of a directory, or of a tar archive (plain, gzip, xz, bzip2 or zstd).
@@ -85,6 +92,8 @@ def command(
     if str(source).startswith("debootstrap:"):
         if platform or oci_tag:
             raise click.UsageError("--platform and --oci-tag are for container images, not recipes")
+        if copy_mtimes_from:
+            raise click.UsageError("--copy-mtimes-from is for a directory or an archive")
         from smallstack.cli.image.build import add_recipe
 
         recipe = str(source)
@@ -101,6 +110,7 @@ def command(
         which=Choice(oci_tag, platform_arch),
         platform=platform,
         at_end=at_end,
+        copy_mtimes_from=copy_mtimes_from,
     )
     line = ProgressLine("reading")
 

@@ -91,8 +91,8 @@ async def test_refusals(cloud: Cloud) -> None:
             async with refused(cloud, text):
                 async for _ in client.create_vm(make(), user_data=b"u" * 300_000):
                     pass
-        wanted = request(image_name="")
-        async with refused(cloud, "a root volume sent with the request is not supported yet"):
+        wanted = request(image_name="", memory_in_mib=0)
+        async with refused(cloud, "no memory specified"):
             async for _ in client.create_vm(wanted, image_data=b"i" * 3_000_000, user_data=b"u"):
                 pass
         assert await client.list_vms() == []

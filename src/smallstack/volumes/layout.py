@@ -2,6 +2,7 @@
 
 import struct
 import time
+from array import array
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,8 @@ _MODE = struct.Struct("<I")
 _MODE_AT = 28
 _TYPE_MASK = 0o170000
 _TYPE_DIRECTORY = 0o040000
+_NOWHERE = 0xFFFFFFFF
+_LONGEST = 4096  # bytes of a path in a message: PATH_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +50,50 @@ class PackedTree(Protocol):
 
 
 def path_of(tree: PackedTree, index: int) -> str:
-    """A path of inode ``index`` for a message; ``inode N`` where a broken tree gives none."""
+    """A path of inode ``index`` for a message; ``inode/N`` where a broken tree gives none.
+
+    The tree is gone through once, however deep it is. Of a path over PATH_MAX only the end is told.
+    """
+    parents, named = _entries_of(tree)
+    entries, blob, number = memoryview(tree.entries), tree.blob, index
     names: list[bytes] = []
-    seen = {index}
+    length = 0
+    seen: set[int] = set()
     while index != 0:
-        found = _entry_of(tree, index)
-        if found is None or found[0] in seen:
-            return "/".join(["inode", str(index)])
-        index, name = found
+        if index >= len(parents) or parents[index] == _NOWHERE or index in seen:
+            return f"inode/{number}"
         seen.add(index)
-        names.append(name)
-    return "/" + b"/".join(reversed(names)).decode(errors="backslashreplace")
+        if length <= _LONGEST:
+            _, offset, size = _ENTRY.unpack_from(entries, named[index] * _ENTRY.size)
+            names.append(bytes(blob[offset : offset + min(size, _LONGEST)]))
+            length += len(names[-1]) + 1
+        index = parents[index]
+    start = "..." if length > _LONGEST else ""
+    return f"{start}/" + b"/".join(reversed(names)).decode(errors="backslashreplace")
 
 
-def _entry_of(tree: PackedTree, index: int) -> tuple[int, bytes] | None:
-    """The directory that holds an inode, and the name it has there."""
-    for position, (inode, offset, length) in enumerate(
-        _ENTRY.iter_unpack(tree.entries[: len(tree.entries) // 12 * 12])
-    ):
-        if inode != index:
+def _entries_of(tree: PackedTree) -> "tuple[array[int], array[int]]":
+    """For each inode the directory that names it first, and the entry's position there.
+
+    Entries that directories share would make this endless: at most all entries are looked at.
+    """
+    count, left = len(tree.inodes) // _INODE_SIZE, len(tree.entries) // _ENTRY.size
+    inodes, entries = memoryview(tree.inodes), memoryview(tree.entries)
+    parents = array("I", [_NOWHERE]) * count
+    named = array("I", [0]) * count
+    total = left
+    for directory in range(count):
+        at = directory * _INODE_SIZE
+        (mode,) = _MODE.unpack_from(inodes, at + _MODE_AT)
+        if mode & _TYPE_MASK != _TYPE_DIRECTORY:
             continue
-        for directory in range(len(tree.inodes) // _INODE_SIZE):
-            at = directory * _INODE_SIZE
-            (mode,) = _MODE.unpack_from(tree.inodes, at + _MODE_AT)
-            first, count = _DIRECTORY.unpack_from(tree.inodes, at + _DIRECTORY_AT)
-            if mode & _TYPE_MASK == _TYPE_DIRECTORY and first <= position < first + count:
-                return directory, bytes(tree.blob[offset : offset + length])
-    return None
+        first, length = _DIRECTORY.unpack_from(inodes, at + _DIRECTORY_AT)
+        for position in range(first, min(first + min(length, left), total)):
+            (inode, _, _) = _ENTRY.unpack_from(entries, position * _ENTRY.size)
+            if inode < count and parents[inode] == _NOWHERE:
+                parents[inode], named[inode] = directory, position
+        left -= min(length, left)
+    return parents, named
 
 
 def newest_mtime(tree: PackedTree) -> int:

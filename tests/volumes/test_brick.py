@@ -25,7 +25,7 @@ from smallstack.volumes.errors import (
 )
 from smallstack.volumes.layer import Way, create_layer
 from tests.volumes.conftest import MIB
-from tests.volumes.disks import e2fsck
+from tests.volumes.disks import e2fsck, run
 from tests.volumes.trees import Objects
 
 BIOS = FirmwareType.BIOS
@@ -260,6 +260,33 @@ async def test_a_failing_sync_keeps_the_mark(
 
 
 @pytest.mark.root
+@pytest.mark.root
+async def test_durable_means_after_a_power_cut(objects: Objects, tmp_path: Path) -> None:
+    """What is on the disk when `durable` returns is copied: the next boot has the brick."""
+    image, cut, at = tmp_path / "disk.img", tmp_path / "cut.img", tmp_path / "at"
+    with image.open("wb") as file:
+        file.truncate(48 * MIB)
+    run("mke2fs", "-q", "-F", "-t", "ext4", image)
+    at.mkdir()
+    run("mount", "-o", "loop", image, at)
+    try:
+        store = BrickStore(at / "bricks", objects)
+        temporary = store.directory / "new.~1"
+        temporary.write_bytes(b"a disk" * 100_000)
+        brick = await store.adopt(temporary, "imported-1")
+        await store.durable(brick)
+        run("cp", image, cut)
+    finally:
+        run("umount", at)
+    run("mount", "-o", "loop", cut, at)
+    try:
+        found = BrickStore(at / "bricks", objects, boot="the next boot").list()
+        assert [one.key for one in found] == ["imported-1"]
+        assert found[0].path.read_bytes() == b"a disk" * 100_000
+    finally:
+        run("umount", at)
+
+
 async def test_no_space_at_every_write(objects: Objects, small_disk: Path) -> None:
     """A little more space each time, until brick and layer succeed; nothing is left before."""
     fs = make_tree(objects, 16)

@@ -30,7 +30,7 @@ from typing import Final, Protocol
 
 from blake3 import blake3
 
-from smallstack.durable import boot_id, private_directory, replace_file
+from smallstack.durable import boot_id, private_directory, replace_file, sync_directory
 from smallstack.proto.enums import FirmwareType
 from smallstack.proto.filesystem import FileSystem
 from smallstack.telemetry.errors import describe
@@ -273,7 +273,8 @@ class BrickStore:
 
         the kernel reports lost writes once, and would not the next time.
         """
-        if not await asyncio.to_thread(self._marker(brick.key).exists):
+        under_way = brick.key in self._syncing  # its mark may be gone already, not yet durably
+        if not under_way and not await asyncio.to_thread(self._marker(brick.key).exists):
             return
         self._unsynced.discard(brick.key)
         try:
@@ -374,13 +375,16 @@ class BrickStore:
             _log.error("cannot sync brick %s: %s", key, describe(error))
 
     def _sync_now(self, key: str) -> None:
-        for path, flags in ((self.directory / key, os.O_RDONLY), (self.directory, os.O_DIRECTORY)):
-            fd = os.open(path, flags | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        fd = os.open(self.directory / key, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        sync_directory(self.directory)
         self._marker(key).unlink(missing_ok=True)
+        # A mark that comes back after a power cut would have the brick removed, and one that was
+        # imported cannot be made again.
+        sync_directory(self.directory)
 
 
 def write_disk(

@@ -14,7 +14,6 @@ from smallstack.images.build import StoreSink, from_directory
 from smallstack.images.diff import differences
 from smallstack.images.errors import PatchError
 from smallstack.images.patch import Patch, Patched
-from smallstack.objects.errors import StoreBusyError
 from smallstack.objects.store import ObjectStore
 from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Filter, Image
@@ -80,7 +79,7 @@ def image_of(root: Path, server: ObjectStore, lines: list[str] | None = None) ->
 def run(image: Image, directory: Path, server: ObjectStore) -> tuple[Patched, set[bytes]]:
     """Patch; what was done, and the objects that had to be fetched."""
     with Patch(image, directory) as patch:
-        if not patch.changes:
+        if patch.is_done:
             return Patched(), set()
         lacking = patch.begin()
         for hash_ in lacking:
@@ -171,6 +170,36 @@ def test_symlinks_lead_nowhere(server: ObjectStore, tmp_path: Path) -> None:
     assert (tmp_path / "old/dir/file").read_bytes() == b"inside"
 
 
+def test_our_own_directory_is_not_followed_either(server: ObjectStore, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (victim / "patch").mkdir(parents=True)
+    (victim / "patch/precious").write_bytes(b"precious")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/file").write_bytes(b"new")
+    (tmp_path / "old").mkdir()
+    image = image_of(tmp_path / "new", server, [])
+    for link, to in ((".subd", victim), (".subd/patch", victim / "patch")):
+        if link != ".subd":
+            (tmp_path / "old/.subd").unlink()
+            (tmp_path / "old/.subd").mkdir()
+        (tmp_path / "old" / link).symlink_to(to)
+        with pytest.raises(PatchError, match="is no directory and is in the way"):
+            run(image, tmp_path / "old", server)
+        assert (victim / "patch/precious").read_bytes() == b"precious"
+        assert sorted(path.name for path in (victim / "patch").iterdir()) == ["precious"]
+
+
+def test_what_a_kill_at_the_very_end_left_is_removed(server: ObjectStore, tmp_path: Path) -> None:
+    make_new(tmp_path / "new")
+    make_old(tmp_path / "old")
+    image = image_of(tmp_path / "new", server, [])
+    run(image, tmp_path / "old", server)
+    (tmp_path / "old/.subd/patch/objects").mkdir(parents=True)
+    run(image, tmp_path / "old", server)
+    assert not (tmp_path / "old/.subd").exists()
+    assert same(image, tmp_path / "old", tmp_path)
+
+
 def test_a_directory_that_is_swapped_for_a_link_meanwhile(
     server: ObjectStore, tmp_path: Path
 ) -> None:
@@ -254,7 +283,8 @@ def test_two_at_once_and_no_directory(server: ObjectStore, tmp_path: Path) -> No
     image = image_of(tmp_path / "new", server, [])
     with Patch(image, tmp_path / "old") as one:
         one.begin()
-        with pytest.raises(StoreBusyError), Patch(image, tmp_path / "old") as other:
+        busy = pytest.raises(PatchError, match="another patch of it is going on")
+        with busy, Patch(image, tmp_path / "old") as other:
             other.begin()
     with pytest.raises(PatchError, match="it is no directory"):
         Patch(image, tmp_path / "none")

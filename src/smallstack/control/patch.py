@@ -25,13 +25,13 @@ async def patch_directory(
 ) -> Patched:
     """Bring ``directory`` to the image ``name``.
 
-    Raises ImageError, PatchError, SourceError, StoreBusyError, ObjectMissingError,
+    Raises ImageError, PatchError, SourceError, ObjectMissingError,
     ObjectCorruptError, FetchError.
     """
     async with server.connect() as client:
         image, _ = await show_image(client, name)
     with await asyncio.to_thread(Patch, image, directory) as patch:
-        if not patch.changes:
+        if patch.is_done:
             return Patched()
         order = list((await asyncio.to_thread(patch.begin)).items())
         progress.total_files, progress.total_bytes = len(order), sum(size for _, size in order)

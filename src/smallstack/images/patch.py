@@ -35,7 +35,7 @@ from smallstack.images.diff import Change, Kind, differences
 from smallstack.images.errors import PatchError
 from smallstack.images.filter import PathFilter
 from smallstack.images.unpack import InodeMaker, Unpacked
-from smallstack.objects.errors import ObjectCorruptError
+from smallstack.objects.errors import ObjectCorruptError, StoreBusyError
 from smallstack.objects.store import ObjectStore
 from smallstack.proto.filesystem import FileSystem, Inode
 from smallstack.proto.image import Image
@@ -44,6 +44,7 @@ from smallstack.telemetry.errors import describe
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PATCH: Final = b"patch"
 _METADATA: Final = frozenset({"mode", "owner", "mtime", "xattrs"})
 
 
@@ -89,12 +90,13 @@ class Patch:
         self._old = from_directory(directory, _Digests(), matches)
         self.changes = [change for change in self._differences() if change is not None]
         """What is to be done, in the order of a walk."""
-        self._work = directory / os.fsdecode(SKIPPED_AT_THE_TOP) / "patch"
         self._store: ObjectStore | None = None
+        self._open: list[int] = []
         try:
             self._root = os.open(directory, _DIRECTORY & ~os.O_NOFOLLOW)
         except OSError as error:
             raise PatchError(path=directory, detail=describe(error)) from error
+        self._open.append(self._root)
 
     @property
     def store(self) -> ObjectStore:
@@ -115,23 +117,39 @@ class Patch:
         if self._store is not None:
             self._store.close()
             if error is None:
-                shutil.rmtree(self._work)
+                shutil.rmtree(_PATCH, dir_fd=self._open[1])
                 with suppress(OSError):  # somebody else's things are in it
-                    self._work.parent.rmdir()
+                    os.rmdir(SKIPPED_AT_THE_TOP, dir_fd=self._root)
                 if (mtime := self._tree.inode(0).mtime_ns) is not None:
                     os.utime(self._root, ns=(mtime, mtime))
-        os.close(self._root)
+        for fd in reversed(self._open):
+            os.close(fd)
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing is to be done, and nothing is left of a run that was killed at its end."""
+        try:
+            with _parent(self._root, b"/" + SKIPPED_AT_THE_TOP + b"/" + _PATCH) as (parent, name):
+                os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except OSError:
+            return not self.changes
+        return False
 
     def begin(self) -> dict[bytes, int]:
         """The objects to be fetched; those that the directory has are put into the store.
 
-        Raises PatchError, StoreBusyError when another patch of the directory is going on.
+        Raises PatchError, also when another patch of the directory is going on.
         """
+        for name in (SKIPPED_AT_THE_TOP, _PATCH):
+            self._enter(name)
+        # By its descriptor: whatever becomes of the names, it is this directory.
+        self._work = Path(f"/proc/self/fd/{self._open[-1]}")
         try:
-            self._work.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise PatchError(path=self._directory, detail=describe(error)) from error
-        self._store = ObjectStore(self._work / "objects")
+            self._store = ObjectStore(self._work / "objects")
+        except StoreBusyError:
+            raise PatchError(
+                path=self._directory, detail="another patch of it is going on: wait for its end"
+            ) from None
         wanted = {c.new.hash: c.new.size for c in self.changes if _is_made(c) and c.new}
         wanted.pop(b"", None)
         here = {
@@ -140,6 +158,24 @@ class Patch:
             if (inode := self._old.inode(index)).hash in wanted
         }
         return {h: size for h, size in wanted.items() if not self._has(h, size, here.get(h))}
+
+    def _enter(self, name: bytes) -> None:
+        """Open our own directory below the last one that was opened, made if it is missing."""
+        above = self._open[-1]
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=above)
+            fd = os.open(name, _DIRECTORY, dir_fd=above)
+        except OSError as error:
+            detail = describe(error)
+            if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+                shown = os.fsdecode(name)
+                detail = f"its {shown} is no directory and is in the way: move it away"
+            raise PatchError(path=self._directory, detail=detail) from error
+        self._open.append(fd)
+        if os.fstat(fd).st_uid != os.geteuid():
+            detail = f"{os.fsdecode(name)} in it is another user's: move it away"
+            raise PatchError(path=self._directory, detail=detail)
 
     def apply(self) -> Patched:
         """Do it. Raises PatchError."""

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallstack.images import oci_archive, oci_layers, oci_layout
+from smallstack.images import oci_archive, oci_layers, oci_layout, tar
 from smallstack.images.build import Report
 from smallstack.images.errors import OciError, SourceError, TarError
 from smallstack.images.filter import PathFilter
@@ -478,6 +478,14 @@ def test_a_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
         archive(io.BytesIO(gzip.compress(image_archive(bomb, form="")))),
     ):
         pass
+
+
+def test_many_deep_paths_are_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each names some 2,000 directories, and all of those again by their whole paths."""
+    monkeypatch.setattr(tar, "MAX_PATHS", 8 << 20)
+    deep = [Thing(f"{number}/" + "a/" * 2000 + "file") for number in range(3)]
+    assert "its paths take more than 8 MiB" in refused(image_archive(layer(*deep)))
+    assert len(read(image_archive(layer(deep[0])))) == 2003
 
 
 def test_numbers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from smallstack.images import tar
 from smallstack.images.build import Report, from_directory
 from smallstack.images.errors import TarError
 from smallstack.images.filter import PathFilter
@@ -328,3 +329,11 @@ def test_access_control_lists() -> None:
     ):
         with pytest.raises(ValueError, match=r"is no|are no|is not known|out of range"):
             parse_acl(text)
+
+
+def test_many_deep_paths_are_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "MAX_PATHS", 8 << 20)
+    deep = [info(f"{number}/" + "a/" * 2000 + "file") for number in range(3)]
+    assert len(read(archive(deep[0]))) == 2003
+    with pytest.raises(TarError, match="its paths take more than 8 MiB"):
+        read(archive(*deep))

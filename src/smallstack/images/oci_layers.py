@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from smallstack.images.build import SKIPPED_AT_THE_TOP
 from smallstack.images.errors import TarError
-from smallstack.images.tar import clean_path
+from smallstack.images.tar import PathBudget, clean_path
 from smallstack.images.tar_reader import Member, shown
 
 MAX_ENTRIES: Final = 1 << 21
@@ -51,9 +51,11 @@ class Stack:
         self.root = Directory()
         self._entries = 0
         self._layer = 0
+        self._budget = PathBudget()
 
     def add(self, members: Iterator[Member]) -> None:
         """Put a layer over what is there; raises TarError."""
+        self._budget = PathBudget()  # what is held of a layer goes with it
         entries, hidden = self._read(members)
         for path in hidden:
             self._hide(path)
@@ -69,6 +71,7 @@ class Stack:
             if self._entries > MAX_ENTRIES:
                 raise TarError(detail=f"with it the layers have more than {MAX_ENTRIES} members")
             path = clean_path(member.name)
+            self._budget.spend(path)
             if path == b"/" + SKIPPED_AT_THE_TOP or path.startswith(b"/.subd/"):
                 continue
             if _HIDES in path and _is_word(path):
@@ -77,6 +80,7 @@ class Stack:
                 continue
             inode = inode_of(self._layer, ordinal)
             link = clean_path(member.target) if member.kind == 0 else None
+            self._budget.spend(link or b"")
             entries.append(_Entry(path, inode, member.kind == stat.S_IFDIR, link))
         return entries, hidden
 
@@ -129,7 +133,10 @@ class Stack:
         directory, so_far = self.root, b""
         for part in path.split(b"/")[1:-1]:
             so_far += b"/" + part
-            seen.add(so_far + b"/")
+            mark = so_far + b"/"
+            if mark not in seen:
+                self._budget.spend(mark)
+                seen.add(mark)
             below = directory.children.get(part)
             if below is None:
                 below = directory.children[part] = Directory()

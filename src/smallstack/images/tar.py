@@ -23,6 +23,8 @@ from smallstack.telemetry.errors import describe
 MAX_MEMBERS: Final = 1 << 22
 """What the other end of the wire takes in one tree."""
 MAX_PATH: Final = 4095
+MAX_PATHS: Final = 256 << 20
+"""Bytes of all paths that are held at a time, those of directories that nobody stated included."""
 _TRAILING: Final = 64 << 20
 
 
@@ -91,6 +93,19 @@ def clean_path(name: bytes) -> bytes:
     return b"/" + b"/".join(parts)
 
 
+class PathBudget:
+    """Bounds the paths that are held: an archive of a few KiB can name very many deep ones."""
+
+    def __init__(self) -> None:
+        self._left = MAX_PATHS
+
+    def spend(self, path: bytes) -> None:
+        """One path more is held; raises TarError."""
+        self._left -= len(path)
+        if self._left < 0:
+            raise TarError(detail=f"its paths take more than {MAX_PATHS >> 20} MiB")
+
+
 class _Tree:
     """The tree as far as it is known; paths are absolute."""
 
@@ -98,6 +113,7 @@ class _Tree:
         self.builder = FileSystemBuilder(mtime_ns=None)
         self.directories: dict[bytes, int] = {b"/": 0}
         self.others: dict[bytes, int] = {}
+        self._budget = PathBudget()
 
     def check_new(self, path: bytes, member: Member) -> None:
         """Raises TarError unless a member may stand at this path."""
@@ -118,6 +134,7 @@ class _Tree:
             missing.append(path)
             path = os.path.dirname(path)  # noqa: PTH120 - bytes
         for path in reversed(missing):
+            self._budget.spend(path)
             index = self.directories[path] = self.builder.add(mode=0o40755)
         return index
 
@@ -134,6 +151,7 @@ class _Tree:
                 xattrs=xattrs,
             )
             return
+        self._budget.spend(path)
         if member.kind == 0:
             self.others[path] = self.hard_link(member)
             return

@@ -41,6 +41,7 @@ from smallstack.telemetry.errors import SmallStackError, describe
 HOST_NAME: Final = "image-build"
 _MNT_DETACH: Final = 2  # <sys/mount.h>
 _PROTECTED: Final = namespace.MS_NOSUID | namespace.MS_NOEXEC
+_REMOUNTED: Final = namespace.MS_BIND | namespace.MS_REMOUNT | namespace.MS_RDONLY
 _DEVICES: Final = (
     ("null", 1, 3),
     ("zero", 1, 5),
@@ -58,8 +59,13 @@ _LINKS: Final = {
     "ptmx": "pts/ptmx",
 }
 _PR_CAPBSET_DROP: Final = 24  # <linux/prctl.h>
-_DROPPED: Final = (16, 17, 19, 21, 22, 25)
-"""CAP_SYS_MODULE, RAWIO, PTRACE, ADMIN, BOOT, TIME of <linux/capability.h>: no part of a build."""
+_KEPT: Final = frozenset({0, 1, 3, 4, 5, 6, 7, 18, 27, 31})
+"""CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SYS_CHROOT, MKNOD, SETFCAP of
+<linux/capability.h>: what packages and scripts need. Not DAC_READ_SEARCH, by which a file of the
+machine is opened without a path; a node opens nothing, since no place to make one opens any."""
+_CAPABILITIES: Final = 64
+_MACHINES: Final = ("sys", "sysrq-trigger", "irq", "bus", "fs")
+"""What in /proc is the machine's own."""
 NO_SERVICES: Final = b"#!/bin/sh\nexit 101\n"
 """policy-rc.d: invoke-rc.d takes 101 for "not allowed" (its specification, /usr/share/doc)."""
 
@@ -132,6 +138,9 @@ class World:
                 read_only = bind | namespace.MS_REMOUNT | namespace.MS_RDONLY
                 namespace.mount(None, root + place, None, read_only)
         namespace.mount("proc", f"{root}/proc", "proc", only_root)
+        for name in _MACHINES:
+            if Path(f"{root}/proc/{name}").exists():
+                _make_read_only(f"{root}/proc/{name}", only_root)
         namespace.mount("sysfs", f"{root}/sys", "sysfs", only_root | namespace.MS_RDONLY)
         namespace.mount("tmpfs", f"{root}/tmp", "tmpfs", flags, "mode=1777")
         namespace.mount("tmpfs", f"{root}/dev", "tmpfs", _PROTECTED, "mode=755,size=64k")
@@ -146,6 +155,8 @@ class World:
         options = "newinstance,ptmxmode=0666,mode=620,gid=5"
         namespace.mount("devpts", f"{root}/dev/pts", "devpts", _PROTECTED, options)
         namespace.mount("tmpfs", f"{root}/dev/shm", "tmpfs", only_root, "mode=1777")
+        # Devices can be opened here: nobody is to make another one.
+        namespace.mount(None, f"{root}/dev", None, _REMOUNTED | _PROTECTED)
 
     def _cover(self, path: Path, content: bytes) -> None:
         """Show another content at ``path`` for the time of the build."""
@@ -262,6 +273,12 @@ def _make_root(root: str) -> None:
     os.close(own)
 
 
+def _make_read_only(path: str, flags: int) -> None:
+    """A place of a mount, as ``flags`` say, that nobody may write to."""
+    namespace.mount(path, path, None, namespace.MS_BIND)
+    namespace.mount(None, path, None, _REMOUNTED | flags)
+
+
 def _become(action: Run, request: Request, output: int | None) -> None:
     """In a child: the command, in a session of its own, with nothing to read.
 
@@ -271,8 +288,9 @@ def _become(action: Run, request: Request, output: int | None) -> None:
     try:
         if request.root:
             libc = ctypes.CDLL(None)
-            for capability in _DROPPED:
-                libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+            for capability in range(_CAPABILITIES):
+                if capability not in _KEPT:
+                    libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -11,7 +11,7 @@ from smallstack.hypervisor import download
 from smallstack.hypervisor.download import Validators, open_url
 from smallstack.hypervisor.image_url import ImageUrlError, UrlPolicy, parse_image_url
 from smallstack.identity import pki
-from tests.hypervisor.web import Asked, Server, file, head, redirect, says, serving
+from tests.hypervisor.web import HERE, Asked, Server, file, head, redirect, says, serving
 
 DATA = os.urandom(4_000_000)
 CUT = 1_500_000
@@ -24,7 +24,7 @@ MODIFIED = "Last-Modified: Mon, 06 Jul 2026 09:00:00 GMT"
 
 async def fetch(server: Server, path: str = "/x", known: Validators | None = None) -> bytes:
     url = parse_image_url(server.url(path))
-    async with open_url(UrlPolicy(), url, known) as transfer:
+    async with open_url(UrlPolicy(HERE), url, known) as transfer:
         assert not transfer.unchanged
         return b"".join([piece async for piece in transfer.pieces()])
 
@@ -54,17 +54,17 @@ async def test_what_is_known_is_asked_for() -> None:
     async with serving() as server:
         server.answers["/x"] = file(DATA, ETAG, MODIFIED)
         url = parse_image_url(server.url("/x"))
-        async with open_url(UrlPolicy(), url) as transfer:
+        async with open_url(UrlPolicy(HERE), url) as transfer:
             known = transfer.validators
             assert transfer.length == len(DATA)
         assert known == Validators('"one"', MODIFIED.partition(": ")[2])
-        async with open_url(UrlPolicy(), url, known) as transfer:
+        async with open_url(UrlPolicy(HERE), url, known) as transfer:
             assert transfer.unchanged
         # One that takes no notice of the question, and one that has something else by now.
         server.answers["/x"] = says(
             head("200 OK", ETAG, MODIFIED, "Content-Length: 9") + b"123456789"
         )
-        async with open_url(UrlPolicy(), url, known) as transfer:
+        async with open_url(UrlPolicy(HERE), url, known) as transfer:
             assert transfer.unchanged
         server.answers["/x"] = file(DATA, 'ETag: "two"', MODIFIED)
         assert await fetch(server, known=known) == DATA
@@ -169,7 +169,7 @@ async def test_refusals() -> None:
             ("/circle", "it redirects more than 5 times"),
             ("/nowhere", "it redirects more than 5 times"),
             ("/away", "it redirects to file:"),
-            ("/link-local", "it is a link-local address"),
+            ("/link-local", "a link-local one"),
             ("/noise", ""),
             ("/long", ""),
             ("/closed", ""),
@@ -178,7 +178,7 @@ async def test_refusals() -> None:
             assert told in await refusal(server, path)
         # A name that leads where nobody may go is refused before a connection is made.
         server.asked.clear()
-        monkey = UrlPolicy()
+        monkey = UrlPolicy(HERE)
         object.__setattr__(monkey, "admits", lambda host, address: host == address)
         url = parse_image_url(server.url("/none", "localhost"))
         with pytest.raises(ImageUrlError, match="localhost"):
@@ -201,19 +201,19 @@ async def test_https(tmp_path: Path) -> None:
         plain.answers["/x"] = file(DATA)
         server.answers = {"/x": file(DATA), "/down": redirect(plain.url("/x"))}
         url = parse_image_url(server.url("/x", "localhost"))
-        async with open_url(UrlPolicy(ca_file=ca_file), url) as transfer:
+        async with open_url(UrlPolicy(HERE, ca_file=ca_file), url) as transfer:
             assert b"".join([piece async for piece in transfer.pieces()]) == DATA
         with pytest.raises(ImageUrlError, match="it redirects to http:"):
             async with open_url(
-                UrlPolicy(ca_file=ca_file), parse_image_url(server.url("/down", "localhost"))
+                UrlPolicy(HERE, ca_file=ca_file), parse_image_url(server.url("/down", "localhost"))
             ):
                 pytest.fail("it was followed")
         # The system's authorities know nothing of this one.
         with pytest.raises(ImageUrlError, match="certificate verify failed"):
-            async with open_url(UrlPolicy(), url):
+            async with open_url(UrlPolicy(HERE), url):
                 pytest.fail("it was believed")
         with pytest.raises(ImageUrlError, match="--image-ca-file"):
-            async with open_url(UrlPolicy(ca_file="/nonexistent"), url):
+            async with open_url(UrlPolicy(HERE, ca_file="/nonexistent"), url):
                 pytest.fail("there is no authority")
 
 

@@ -47,9 +47,9 @@ def test_good_ones() -> None:
         ("http://[::1/x", "Invalid IPv6 URL"),
         ("file://host/x", "write file:///PATH"),
         ("file:///x", "file: is off, see --local-images-directory"),
-        ("http://169.254.169.254/latest/user-data", "it is a link-local address"),
-        ("http://[fe80::1]/", "it is a link-local address"),
-        ("http://[::ffff:169.254.169.254]/", "it is a link-local address"),
+        ("http://169.254.169.254/latest/user-data", "a link-local one"),
+        ("http://[fe80::1]/", "a link-local one"),
+        ("http://[::ffff:169.254.169.254]/", "a link-local one"),
     ],
 )
 def test_bad_ones(text: str, told: str) -> None:
@@ -75,7 +75,10 @@ def test_hosts() -> None:
     assert "is not allowed" in refusal("https://images.example/", UrlPolicy(hosts=("none",)))
     assert not UrlPolicy().admits("name.example", "169.254.169.254")
     assert not UrlPolicy().admits("name.example", "fe80::1%eth0")
-    assert UrlPolicy().admits("name.example", "127.0.0.1")
+    for address in ("127.0.0.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "fd00:ec2::254"):
+        assert not UrlPolicy().admits("name.example", address)
+        assert UrlPolicy(hosts=("*", "name.example")).admits("name.example", address)
+    assert UrlPolicy().admits("name.example", "198.51.100.7")
 
 
 def test_redirections() -> None:

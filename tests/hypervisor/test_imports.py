@@ -27,7 +27,7 @@ from smallstack.volumes.brick_check import check_bricks
 from smallstack.volumes.errors import DiskImageError, VolumeWriteError
 from smallstack.volumes.foreign.formats import DiskFormat
 from tests.conftest import PASSES, Watch
-from tests.hypervisor.web import Asked, Server, file, serving
+from tests.hypervisor.web import HERE, Asked, Server, file, serving
 from tests.volumes.disks import run
 from tests.volumes.foreign.images import MIB, SIZE, convert, make_raw
 
@@ -67,6 +67,7 @@ class World:
         self.roots = Roots(self.directories, cache, cast("Images", None), loaders)
         cache.close()
         self.ledger = Ledger(self.host, cast("AddressBook", None), self.directories)
+        policy = policy or UrlPolicy(HERE)
         self.imports = Imports(self.roots, self.ledger, policy, self.limit)
 
     async def tell(self, text: str) -> None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 Answer = Callable[["Asked", asyncio.StreamWriter], Coroutine[None, None, None]]
 
+HERE = ("*", "localhost", "127.0.0.1")
+"""Hosts of images, the servers that the tests start among them."""
+
 
 @dataclass(frozen=True)
 class Asked:

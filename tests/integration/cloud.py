@@ -168,6 +168,7 @@ class Cloud:
                 "bridge": BRIDGE,
                 "bridge_address": f"{GATEWAY}/24",
                 "accelerator": "tcg",
+                "image_url_hosts": "* localhost",  # the tests' own servers
                 **self._tls("hypervisor"),
                 **flags,
             },

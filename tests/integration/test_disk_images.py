@@ -192,7 +192,7 @@ async def test_what_fails_leaves_nothing(cloud: Cloud, make_disk: MakeDisk, serv
         (own_request(image_format="vdi"), disk, "it is no VDI image"),
         (own_request(image_url="http://localhost:8080/none"), None, "404 Not Found"),
         (own_request(image_url="http://localhost:1/"), None, "cannot get image"),
-        (own_request(image_url="http://169.254.169.254/latest"), None, "a link-local address"),
+        (own_request(image_url="http://169.254.169.254/latest"), None, "a link-local one"),
         (own_request(image_url="file:///etc/passwd"), None, "see --local-images-directory"),
         (own_request(volumes=[Volume(size=1 << 60)]), disk, "not enough free space"),
     ):

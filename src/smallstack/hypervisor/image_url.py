@@ -3,10 +3,12 @@
 ``http`` and ``https``, and ``file`` below one directory that the operator names. A fragment
 ``#sha256=HEX`` (or sha512, blake3) says what the bytes must be; it never leaves the agent.
 
-Whoever may create a VM may have the agent fetch a URL, with the agent's place in the network. Any
-host is allowed unless told otherwise, as with upstream, whose users fetch from wherever their
-images are; creators are authenticated, and see of an answer only whether it is a disk. But no
-link-local address: there, metadata services hand out a machine's own secrets to whoever asks.
+Whoever may create a VM may have the agent fetch a URL, with the agent's place in the network, and
+reads in the guest whatever the server answered: any bytes are a raw disk. Any host is allowed
+unless told otherwise, as with upstream, whose users fetch from wherever their images are. But no
+address of the machine itself, and no link-local one or other metadata service's, which hands out a
+machine's own secrets to whoever asks, unless the host is named. Where servers that creators must
+not read can be reached from the agent, name the hosts.
 """
 
 import ipaddress
@@ -26,6 +28,8 @@ MAX_URL: Final = 4096
 """Characters."""
 _DIGEST: Final = re.compile(r"(sha256|sha512|blake3)=([0-9a-fA-F]+)")
 _HEX: Final = {"sha256": 64, "sha512": 128, "blake3": 64}
+_METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254")})
+"""Metadata services that have other than link-local addresses."""
 _NOT_A_URL: Final = re.compile(r"[^!-~]")
 
 
@@ -110,13 +114,20 @@ class UrlPolicy:
         except ValueError:
             return
         if not self.admits(url.host, str(address)):
-            raise ImageUrlError(url=url.url, detail="it is a link-local address")
+            detail = "its address is this machine's own or a link-local one, see --image-url-hosts"
+            raise ImageUrlError(url=url.url, detail=detail)
 
     def admits(self, host: str, address: str) -> bool:
-        """Whether a host may be had at this address: a link-local one only if it is named."""
+        """Whether a host may be had at this address: see the module; any, if it is named."""
         found = ipaddress.ip_address(address.partition("%")[0])
-        inside = getattr(found, "ipv4_mapped", None)
-        return self._named(host) or not (inside or found).is_link_local
+        inside = getattr(found, "ipv4_mapped", None) or found
+        return self._named(host) or not (
+            inside.is_link_local
+            or inside.is_loopback
+            or inside.is_unspecified
+            or inside.is_multicast
+            or inside in _METADATA
+        )
 
     def _named(self, host: str) -> bool:
         host = host.lower().rstrip(".")

@@ -6,7 +6,8 @@ In turns, everything in the page cache, each way into files that did not exist b
 - *sha512sum*: ``sha512sum`` of the same object files, which no checking can beat by much on one
   processor (entry uses two);
 - *copy*: ``cp -r`` of the same object files, a file each as well;
-- *miss*: all of them fetched from an image server, a process of its own, over TLS on loopback;
+- *miss*: all of them fetched from an image server, a process of its own, over its Unix socket (in
+  clear text: TLS has told both who the other is), as an agent does on one machine with it;
   *zstd*: the same, compressed on the wire, which pays off between machines only;
 - *hit*: all of them asked for again;
 - *eviction*: a cache that is opened with half its quota lets half of them go;

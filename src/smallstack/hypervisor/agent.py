@@ -26,6 +26,7 @@ from smallstack.hypervisor.errors import NoVmError, RecordError, VolumeFileError
 from smallstack.hypervisor.images import Images
 from smallstack.hypervisor.imports import Imports
 from smallstack.hypervisor.ledger import Ledger
+from smallstack.hypervisor.owners import Owners
 from smallstack.hypervisor.roots import Roots, RootWanted, label_of
 from smallstack.hypervisor.specs import Emulator, machine_spec
 from smallstack.hypervisor.states import Action, Event, rule
@@ -56,6 +57,7 @@ class Parts:
     """What every VM shares."""
 
     store: Store
+    owners: Owners
     ledger: Ledger
     book: AddressBook
     cache: ObjectCache

@@ -20,6 +20,7 @@ from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
 from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.daemon.run import Runtime
+from smallstack.daemon.trust import TRUST_VM_OWNERS, TRUSTED_GROUPS, TRUSTED_USERS, trusting
 from smallstack.hypervisor.agent import ACKNOWLEDGE_SECONDS, Agent, Parts
 from smallstack.hypervisor.create import recover_all
 from smallstack.hypervisor.errors import HypervisorError
@@ -28,6 +29,7 @@ from smallstack.hypervisor.image_url import UrlPolicy
 from smallstack.hypervisor.images import Images
 from smallstack.hypervisor.imports import MAX_IMAGE, Imports
 from smallstack.hypervisor.ledger import Ledger
+from smallstack.hypervisor.owners import Owners
 from smallstack.hypervisor.pages import add_metrics, add_pages
 from smallstack.hypervisor.roots import Roots
 from smallstack.hypervisor.service import Service
@@ -152,6 +154,9 @@ SETTINGS: list[Setting[object]] = [
         IDENTITY_CA_FILE,
         CERT_FILE,
         KEY_FILE,
+        TRUSTED_USERS,
+        TRUSTED_GROUPS,
+        TRUST_VM_OWNERS,
         INSECURE,
         OPEN_PAGES,
         UNAUTHENTICATED_READS,
@@ -195,16 +200,18 @@ async def serve(
         store = Store(values[STATE_DIR])
         await asyncio.to_thread(store.prepare)
         stack.enter_context(_lock(store))
+        owners = await asyncio.to_thread(Owners.load, store.directory)
         server = Server(
             credentials,
             insecure=values[INSECURE],
+            policy=await stack.enter_async_context(trusting(values, owners.grant)),
             allow_unauthenticated_reads=values[UNAUTHENTICATED_READS],
             observer=RpcMetrics(runtime.metrics),
             calls_per_second=values[CALLS_PER_SECOND],
         )
         runtime.on_reload(lambda: _reload(server, values))
         pages = Pages(runtime.metrics, open_pages=values[OPEN_PAGES], server=server)
-        agent = await _open_agent(values, store)
+        agent = await _open_agent(values, store, owners)
         agent.acknowledge_seconds = acknowledge_seconds
         stack.push_async_callback(agent.close)
         await recover_all(agent)
@@ -231,7 +238,7 @@ async def serve(
         await runtime.stopped()
 
 
-async def _open_agent(values: Values, store: Store) -> Agent:
+async def _open_agent(values: Values, store: Store, owners: Owners) -> Agent:
     """Every part, opened; when one cannot be, those before it are closed."""
     emulator = await _emulator(values, store)
     book = await asyncio.to_thread(AddressBook.load, store.directory)
@@ -279,7 +286,7 @@ async def _open_agent(values: Values, store: Store) -> Agent:
             None if values[INSECURE] else values[PORT],
         )
         agent = Agent(
-            Parts(store, ledger, book, cache, images, roots, wiring, emulator, imports),
+            Parts(store, owners, ledger, book, cache, images, roots, wiring, emulator, imports),
             anonymous_creates=values[INSECURE],
         )
         vms.append(agent)

@@ -7,6 +7,7 @@
     <state>/disabled                there: no creates, no starts
     <state>/address-pool.json       see network.book
     <state>/subnets.json
+    <state>/owners.json             see owners.py                                    (ours)
     <state>/journals/               creates in progress, see steps.Journal           (ours)
     <state>/objects/                the object cache                                 (ours)
     <state>/boot-loaders/           see volumes.bootloader                           (ours)
@@ -110,7 +111,7 @@ class VmDirectory:
 
     def read(self) -> LocalVmInfo:
         """The VM's record. Raises RecordError; FileNotFoundError when there is none."""
-        return _read(self.path / INFO, LocalVmInfo)
+        return read_record(self.path / INFO, LocalVmInfo)
 
     def write_agent(self, record: AgentRecord, *, sync: bool = True) -> None:
         """Replace our own record. Raises OSError."""
@@ -235,7 +236,8 @@ def remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read(path: Path, type_: type[M]) -> M:
+def read_record(path: Path, type_: type[M]) -> M:
+    """A record of JSON. Raises RecordError; FileNotFoundError when there is none."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

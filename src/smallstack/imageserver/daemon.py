@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
 from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.daemon.run import Runtime
+from smallstack.daemon.trust import TRUST_VM_OWNERS, TRUSTED_GROUPS, TRUSTED_USERS, trusting
 from smallstack.durable import boot_id, replace_file
 from smallstack.identity.credentials import Pair, ServerCredentials
 from smallstack.images.catalogue import ImageCatalogue
@@ -84,6 +85,9 @@ SETTINGS: Final = (
     IDENTITY_CA_FILE,
     CERT_FILE,
     KEY_FILE,
+    TRUSTED_USERS,
+    TRUSTED_GROUPS,
+    TRUST_VM_OWNERS,
     INSECURE,
     OPEN_PAGES,
     ALLOW_UNAUTHENTICATED_READS,
@@ -210,11 +214,13 @@ async def serve(runtime: Runtime, values: Values) -> None:
     state = values[STATE_DIR]
     images = Path(values[IMAGE_DIR] or state / "images")
     server = ImageServer(images, Path(values[OBJECT_DIR] or state / "objects"))
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(server.close)
         await asyncio.to_thread(server.load)
         rpc = Server(
             credentials,
             insecure=values[INSECURE],
+            policy=await stack.enter_async_context(trusting(values)),
             allow_unauthenticated_reads=values[ALLOW_UNAUTHENTICATED_READS],
             observer=RpcMetrics(runtime.metrics),
             calls_per_second=values[CALLS_PER_SECOND],
@@ -248,8 +254,6 @@ async def serve(runtime: Runtime, values: Values) -> None:
         finally:
             await listener.close()
             await pages.stop()
-    finally:
-        await server.close()
 
 
 def _credentials(values: Values) -> ServerCredentials:

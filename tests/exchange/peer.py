@@ -145,9 +145,7 @@ def tell(value: Any, node: Node) -> str:
             if value is None:
                 return "nil"
             name, member = next(
-                (name, member)
-                for name, member in node.members.items()
-                if member.cls is type(value)
+                (name, member) for name, member in node.members.items() if member.cls is type(value)
             )
             return f"{name}&{tell(value, member)}"
         case "tree":

@@ -119,9 +119,9 @@ def tell(value: Any, node: Node) -> str:
         case "int" | "uint" | "enum":
             return str(int(value))
         case "string":
-            return value.encode("utf-8", "surrogateescape").hex()
+            return str(value.encode("utf-8", "surrogateescape").hex())
         case "bytes":
-            return value.hex()
+            return bytes(value).hex()
         case "hash":
             return bytes(value).hex()
         case "ip":

@@ -112,11 +112,11 @@ class Cloud:
             "key_file": str(self._keys / name / "key.pem"),
         }
 
-    async def start_image_server(self, *, insecure: bool = False) -> None:
+    async def start_image_server(self, *, insecure: bool = False, **flags: str) -> None:
         """Start it."""
         command = [sys.executable, "-m", "smallstack.cli.smallstack", "imageserver"]
-        flags = {"state_dir": str(self.directory / "imageserver"), **self._tls("imageserver")}
-        for name, value in flags.items():
+        state = {"state_dir": str(self.directory / "imageserver"), **self._tls("imageserver")}
+        for name, value in (state | flags).items():
             command += ["--" + name.replace("_", "-"), value]
         if insecure:
             command.append("--insecure")

@@ -111,7 +111,7 @@ async def test_no_wait_is_longer_than_the_bound(
     ask: Callable[[Vm, HypervisorClient], Awaitable[None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smallstack.hypervisor.service.MAX_WAIT", 10**6)
+    monkeypatch.setattr("smallstack.hypervisor.methods.base.MAX_WAIT", 10**6)
     async with (
         serving(tmp_path, observer) as (vm, address),
         await HypervisorClient.connect(address, None) as client,

@@ -31,6 +31,7 @@ from smallstack.hypervisor.roots import Roots, RootWanted, label_of
 from smallstack.hypervisor.specs import Emulator, machine_spec
 from smallstack.hypervisor.states import Action, Event, rule
 from smallstack.hypervisor.store import INFO, Store, VmDirectory, remove_tree
+from smallstack.hypervisor.updates import Updates
 from smallstack.hypervisor.users import COUNT, free_slot
 from smallstack.hypervisor.vm import Vm
 from smallstack.hypervisor.volume_files import check_volume_files
@@ -86,6 +87,7 @@ class Agent:
         self.vms: dict[str, Vm] = {}
         self.acknowledge_seconds = acknowledge_seconds
         self.on_change: list[Callable[[Vm], None]] = []
+        self.updates = Updates(self)
         self._nics: dict[str, list[Nic]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._unreadable: set[str] = set()
@@ -117,6 +119,7 @@ class Agent:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        self.changed(vm)
 
     def macs_in_use(self) -> dict[str, str]:
         """IP to MAC of every address a VM has."""

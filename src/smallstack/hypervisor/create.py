@@ -136,6 +136,7 @@ class Creation:
         self._journal.finish()
         vm = self.created
         vm.end_creation()
+        self._agent.changed(vm)
         vm.expire_after(self._agent.acknowledge_seconds)
         return vm
 
@@ -344,6 +345,7 @@ class Creation:
             with full_disk(directory):
                 await asyncio.to_thread(directory.mkdir, 0o700)
             steps.inside()
+        self._agent.changed(vm)
 
     async def _place(self, size: int) -> Path:
         ledger, request = self._parts.ledger, self._request

@@ -224,6 +224,7 @@ async def serve(
         stack.push_async_callback(pages.stop)
         listener = Listener(server, pages.factory)
         stack.push_async_callback(listener.close)
+        stack.callback(agent.updates.close)  # first: those streams end by nothing else
         for sock in bind(values[LISTEN], values[PORT]):
             await listener.add(sock)
         for sock in agent.parts.wiring.control_sockets:

@@ -140,6 +140,11 @@ class Vm:
         """Whether it was deleted."""
         return self._gone
 
+    @property
+    def blocked(self) -> bool:
+        """Whether something has the VM for a while; until then nobody may change it."""
+        return self.in_creation
+
     def check_access(self, caller: Caller, token: bytes = b"") -> None:
         """Raises NoAccessError unless the caller has powers, owns the VM or has its token."""
         if caller.have_method_access or (caller.username and caller.username in self._owners()):

@@ -1,0 +1,113 @@
+"""Methods that this agent knows and does not do: each refuses in its own form.
+
+The rights are those of the method, and a VM has to be the caller's, so that nobody learns more by
+a refusal than by the answer. What a client sends behind its request is read and thrown away: the
+connection goes on.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from smallstack.hypervisor.errors import NotSupportedError, RequestError
+from smallstack.hypervisor.methods.base import Methods, answering
+from smallstack.hypervisor.upload import Upload
+from smallstack.proto.methods import METHODS, Shape
+from smallstack.srpc.server import Call, Handler
+
+ELSEWHERE: Final = frozenset({"CopyVm", "ImportLocalVm", "MigrateVm"})
+"""Their VM is not one of this agent's, or not yet."""
+
+LATER: Final[dict[str, str]] = {
+    "CommitImportedVm": "create the VM anew, from a disk image of its root",
+    "CopyVm": "create another VM from the same image",
+    "DebugVmImage": "create another VM from the image to look at",
+    "ExportLocalVm": "stop the VM and copy its volumes",
+    "GetVmLastPatchLog": "no VM of this agent is ever patched",
+    "ImportLocalVm": "create the VM anew, from a disk image of its root",
+    "MigrateVm": "create the VM anew there, from a disk image of its root",
+    "NetbootMachine": "serve the machine's boot files by another DHCP and TFTP server",
+    "PatchVmImage": "create a VM from the new image",
+    "PowerOff": "stop the VMs, then power the machine off on itself",
+    "PrepareVmForMigration": "stop the VM, and create it anew elsewhere",
+    "ReplaceVmCredentials": "give the VM its credentials through its user data",
+    "ReplaceVmIdentity": "give the VM its credentials through its user data",
+    "ScanVmRoot": "look at the root from inside the VM",
+    "AddVmVolumes": "this agent cannot do that",
+    "BecomePrimaryVmOwner": "this agent cannot do that",
+    "ChangeOwners": "this agent cannot do that",
+    "ChangeVmConsoleType": "this agent cannot do that",
+    "ChangeVmCpuPriority": "this agent cannot do that",
+    "ChangeVmDestroyProtection": "this agent cannot do that",
+    "ChangeVmHostname": "this agent cannot do that",
+    "ChangeVmMachineType": "this agent cannot do that",
+    "ChangeVmNumNetworkQueues": "this agent cannot do that",
+    "ChangeVmOwnerGroups": "this agent cannot do that",
+    "ChangeVmOwnerUsers": "this agent cannot do that",
+    "ChangeVmSize": "this agent cannot do that",
+    "ChangeVmSubnet": "this agent cannot do that",
+    "ChangeVmTags": "this agent cannot do that",
+    "ChangeVmVolumeInterfaces": "this agent cannot do that",
+    "ChangeVmVolumeSize": "this agent cannot do that",
+    "ChangeVmVolumeStorageIndex": "this agent cannot do that",
+    "ConnectToVmConsole": "this agent cannot do that",
+    "ConnectToVmManager": "this agent cannot do that",
+    "DeleteVmVolume": "this agent cannot do that",
+    "DiscardVmAccessToken": "this agent cannot do that",
+    "DiscardVmOldImage": "this agent cannot do that",
+    "DiscardVmOldUserData": "this agent cannot do that",
+    "DiscardVmSnapshot": "this agent cannot do that",
+    "GetIdentityProvider": "this agent cannot do that",
+    "GetPublicKey": "this agent cannot do that",
+    "GetRootCookiePath": "this agent cannot do that",
+    "GetVmAccessToken": "this agent cannot do that",
+    "GetVmCreateRequest": "this agent cannot do that",
+    "GetVmVirtualiserLogFile": "this agent cannot do that",
+    "GetVmVolume": "this agent cannot do that",
+    "GetVmVolumeStorageConfiguration": "this agent cannot do that",
+    "HoldLock": "this agent cannot do that",
+    "HoldVmLock": "this agent cannot do that",
+    "ListVmVirtualiserLogFiles": "this agent cannot do that",
+    "ListVolumeDirectories": "this agent cannot do that",
+    "RegisterExternalLeases": "this agent cannot do that",
+    "ReorderVmVolumes": "this agent cannot do that",
+    "ReplaceVmImage": "this agent cannot do that",
+    "RestoreVmFromSnapshot": "this agent cannot do that",
+    "RestoreVmImage": "this agent cannot do that",
+    "RestoreVmUserData": "this agent cannot do that",
+    "SetDisabledState": "this agent cannot do that",
+    "SnapshotVm": "this agent cannot do that",
+    "WatchDhcp": "this agent cannot do that",
+}
+"""By method: what to do in its place."""
+
+
+class Later(Methods):
+    """The methods of `LATER`."""
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """By method name."""
+        return {name: self._handler(name) for name in LATER}
+
+    def _handler(self, name: str) -> Handler:
+        if METHODS[f"Hypervisor.{name}"].shape is Shape.REQUEST_REPLY:
+            return answering(self._answer)
+        return self._stream
+
+    async def _answer(self, call: Call, request: Any) -> Any:
+        name = call.method.short_name
+        if name not in ELSEWHERE and hasattr(request, "ip_address"):
+            self._mine(call, request.ip_address, getattr(request, "access_token", b""), write=False)
+        raise NotSupportedError(asked=name, instead=LATER[name])
+
+    async def _stream(self, call: Call) -> None:
+        conn = call.conn
+        assert call.method.request is not None
+        request: Any = await conn.decode(call.method.request)
+        behind = getattr(request, "image_data_size", 0)
+        reply = await answering(self._answer)(call, request)
+        conn.encode(reply)
+        await conn.flush()
+        limit = self._agent.parts.imports.limit
+        if behind > limit:
+            raise RequestError(detail=f"{behind} bytes announced: at most {limit} are taken")
+        await Upload(conn, behind).drain()

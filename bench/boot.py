@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -107,7 +107,7 @@ class _Objects:
         """What the object's bytes must hash to."""
         return self._digests[hash_]
 
-    def drop(self, hash_: bytes) -> None:
+    async def drop(self, hashes: Iterable[bytes]) -> None:
         """Nothing is fetched here."""
 
 

@@ -9,7 +9,7 @@ bytes, the inodes, and the seconds both took.
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -91,7 +91,7 @@ class _Objects:
         """What the object's bytes must hash to."""
         return self._digests[hash_]
 
-    def drop(self, hash_: bytes) -> None:
+    async def drop(self, hashes: Iterable[bytes]) -> None:
         """Nothing is fetched here."""
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ class _Objects:
         """What the object's bytes must hash to."""
         return self.digests[hash_]
 
-    def drop(self, hash_: bytes) -> None:
+    async def drop(self, hashes: Iterable[bytes]) -> None:
         """Nothing is fetched here."""
 
 

@@ -60,7 +60,7 @@ async def test_a_brick_that_is_about_to_be_used_stays(
     await roots.make(wanted("198.51.100.2"), Timeline())
     (brick,) = [path for path in (volumes / BRICKS).iterdir() if "." not in path.name]
     (kernel,) = image.tree.objects()
-    cache.drop(kernel)
+    await cache.drop([kernel])
     server.hang = asyncio.Event()
     server.calls.clear()
     making = asyncio.create_task(roots.make(wanted("198.51.100.3"), Timeline()))

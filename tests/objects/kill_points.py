@@ -56,7 +56,7 @@ def fill(directory: Path, due: int) -> int:
         items = list(source.objects().items())
         await cache.ensure(dict(items[:9]), source)
         await cache.ensure(dict(items[2:]), source)
-        cache.drop(items[4][0])
+        await cache.drop([items[4][0]])
         await cache.ensure(dict(items[4:5]), source)
 
     asyncio.run(work())

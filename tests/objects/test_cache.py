@@ -252,8 +252,8 @@ async def test_a_dropped_object_is_fetched_again(tmp_path: Path) -> None:
     hash_ = next(iter(source.contents))
     cache = ObjectCache(tmp_path, QUOTA)
     await cache.ensure(source.objects(), source)
-    cache.drop(hash_)
-    cache.drop(hash_)
+    await cache.drop([hash_])
+    await cache.drop([hash_])
     assert hash_ not in cache
     assert cache.size(hash_) is None
     assert cache.used_bytes == 2000
@@ -261,6 +261,22 @@ async def test_a_dropped_object_is_fetched_again(tmp_path: Path) -> None:
         with pytest.raises(ObjectNotStoredError):
             ask(hash_)
     assert (await cache.ensure(source.objects(), source)).fetched == 1
+    cache.close()
+
+
+async def test_dropping_does_not_hold_the_loop_while_the_index_is_busy(tmp_path: Path) -> None:
+    source = MemorySource(*contents(3))
+    cache = ObjectCache(tmp_path, QUOTA)
+    await cache.ensure(source.objects(), source)
+    with cache._index._lock:  # as a thread that compacts it
+        dropping = asyncio.create_task(cache.drop(source.contents))
+        await asyncio.to_thread(lambda: None)
+        assert not dropping.done()
+        assert len(cache) == 0
+        again = asyncio.create_task(cache.ensure(source.objects(), source))
+    await dropping
+    assert (await again).fetched == 3
+    assert objects_on_disk(tmp_path) == set(source.contents)
     cache.close()
 
 

@@ -163,9 +163,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule()
     def find_and_drop_what_is_damaged(self) -> None:
         """What the reader of the bytes does when their BLAKE3 is wrong."""
-        for hash_ in self.damaged:
-            if hash_ in self.cache:
-                self.cache.drop(hash_)
+        self.runner.run(self.cache.drop(self.damaged))
         self.damaged.clear()
 
     @rule()

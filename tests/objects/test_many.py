@@ -58,7 +58,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-async def test_fetched_found_and_evicted(place: Path, keeps_loop_free: Watch) -> None:
+async def test_fetched_found_evicted_and_dropped(place: Path, keeps_loop_free: Watch) -> None:
     contents = [number.to_bytes(4) * (SIZE // 4) for number in range(COUNT)]
     objects = {digest(content): SIZE for content in contents}
     source = ReadySource(objects, b"".join(contents))
@@ -74,6 +74,8 @@ async def test_fetched_found_and_evicted(place: Path, keeps_loop_free: Watch) ->
             assert (await cache.ensure(objects, source)).found == COUNT
         assert (await cache.ensure(large.objects, large)).fetched == 1
         assert len(cache) == COUNT - 5000 + 1
+        await cache.drop(objects)
+        assert list(cache._held) == list(large.objects)
         await asyncio.to_thread(cache.close)
         await asyncio.to_thread(shutil.rmtree, cache.directory)
 

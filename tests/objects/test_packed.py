@@ -154,7 +154,7 @@ async def test_a_server_without_it_is_asked_once(
         cache = ObjectCache(tmp_path, 1 << 20)
         for _ in range(2):
             assert (await cache.ensure(OBJECTS, source)).fetched == 1
-            cache.drop(digest(CONTENT))
+            await cache.drop([digest(CONTENT)])
         cache.close()
     told = [record.message for record in caplog.records if "as they are" in record.message]
     assert len(told) == 1

@@ -59,8 +59,7 @@ async def main():
         assert set(again._held) == before
         filler.unlink()
         await again.ensure(source.objects(), source)
-        for hash_ in source.contents:
-            again.drop(hash_)
+        await again.drop(source.contents)
         again.close()
     assert failures > 5, failures
     store = ObjectStore(root / "store")

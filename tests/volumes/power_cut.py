@@ -97,8 +97,7 @@ async def work(state: Path, trees: list[FileSystem], source: MemorySource, seed:
         if chance.random() < 0.5:
             await store.synced()
         if number == 1:
-            for hash_ in chance.sample(sorted(trees[0].objects()), 10):
-                cache.drop(hash_)
+            await cache.drop(chance.sample(sorted(trees[0].objects()), 10))
             await store.synced()
             await store.remove(brick)
     await store.synced()

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from blake3 import blake3
@@ -54,9 +55,10 @@ class Objects:
     def blake3(self, digest: bytes) -> bytes:
         return self.digests[digest]
 
-    def drop(self, digest: bytes) -> None:
-        self.dropped.append(digest)
-        self.path(digest).unlink(missing_ok=True)
+    async def drop(self, digests: Iterable[bytes]) -> None:
+        for digest in digests:
+            self.dropped.append(digest)
+            self.path(digest).unlink(missing_ok=True)
 
 
 def xattrs_of(path: bytes) -> dict[bytes, bytes]:

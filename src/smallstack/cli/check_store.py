@@ -3,6 +3,7 @@
 It may run beside the daemon; only ``--repair`` needs it stopped.
 """
 
+import asyncio
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -114,8 +115,7 @@ def _drop_cached(directory: Path, found: Checked) -> int:
 
     cache = ObjectCache(directory, 1 << 62)
     try:
-        for hash_ in (*(one.hash for one in found.wrong), *found.missing):
-            cache.drop(hash_)
+        asyncio.run(cache.drop((*(one.hash for one in found.wrong), *found.missing)))
     finally:
         cache.close()
     return len(found.wrong) + len(found.missing)

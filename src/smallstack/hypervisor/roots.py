@@ -221,8 +221,7 @@ class Roots:
     async def _drop_corrupt(self, image: KnownImage) -> None:
         """Check every cached object of an image, and drop those that are not what they were."""
         wrong = await asyncio.to_thread(self._find_corrupt, image)
-        for hash_ in wrong:
-            self._cache.drop(hash_)
+        await self._cache.drop(wrong)
         self._verified.difference_update(wrong)
 
     def _find_corrupt(self, image: KnownImage) -> list[bytes]:
@@ -319,7 +318,7 @@ class Roots:
         except FileNotFoundError:  # the file is gone from under the cache
             right = False
         if not right:
-            self._cache.drop(hash_)
+            await self._cache.drop([hash_])
             raise CorruptObjectError(hash=hash_.hex(), path=target.name, detail="wrong BLAKE3")
         self._verified.add(hash_)
 

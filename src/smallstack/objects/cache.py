@@ -155,11 +155,16 @@ class ObjectCache:
             await self._use(hashes)
             yield
 
-    def drop(self, hash_: bytes) -> None:
-        """Forget an object whose file is gone or has other bytes; call it on the loop's thread."""
-        if hash_ in self._held and self._claim_on(hash_) is None:
-            self._forget(hash_)
-            self._remove([hash_])
+    async def drop(self, hashes: Iterable[bytes]) -> None:
+        """Forget objects whose files are gone or have other bytes; those files go too."""
+        for part in _slices(hashes):
+            lost = [h for h in part if h in self._held and self._claim_on(h) is None]
+            if lost:
+                with self._claiming(lost):
+                    for hash_ in lost:
+                        self._forget(hash_)
+                    await outlast(asyncio.to_thread(self._remove, lost))
+            await _pause(part)
 
     async def ensure(self, objects: Mapping[bytes, int], source: ObjectSource) -> Ensured:
         """Have all of ``objects`` (digest to size in bytes), fetching from ``source`` what lacks.
@@ -205,7 +210,7 @@ class ObjectCache:
                         self._remember(hash_, Known(size, b""), NEVER)
                         new += 1
             await _pause(part)
-        await self._lose(await asyncio.to_thread(lambda: [h for h in before if h not in listed]))
+        await self.drop(await asyncio.to_thread(lambda: [h for h in before if h not in listed]))
         await self._evict()
         return new
 
@@ -221,7 +226,7 @@ class ObjectCache:
 
     async def _lacking(self, objects: Mapping[bytes, int], server: str) -> dict[bytes, int]:
         lacking, gone = await asyncio.to_thread(self._inspect, objects, server)
-        await self._lose(gone)
+        await self.drop(gone)
         return lacking
 
     def _inspect(
@@ -240,17 +245,6 @@ class ObjectCache:
             elif size != known.size:
                 raise ObjectSizeError(hash=hash_.hex(), server=server, found=known.size, size=size)
         return lacking, gone
-
-    async def _lose(self, gone: Sequence[bytes]) -> None:
-        """Forget objects whose files are gone or cut."""
-        for part in _slices(gone):
-            lost = [h for h in part if h in self._held and self._claim_on(h) is None]
-            if lost:
-                with self._claiming(lost):
-                    for hash_ in lost:
-                        self._forget(hash_)
-                    await outlast(asyncio.to_thread(self._index_drop, lost))
-            await _pause(part)
 
     # Getting objects.
 
@@ -464,16 +458,13 @@ class ObjectCache:
         return sum(one.size for one in known if one is not None)
 
     def _remove(self, hashes: list[bytes]) -> None:
-        self._index_drop(hashes)
-        for hash_ in hashes:
-            self._store.delete(hash_)
-
-    def _index_drop(self, hashes: list[bytes]) -> None:
         try:
             self._index.drop(hashes)
         except SmallStackError as error:
             # The files go all the same, which makes room; `ensure` looks at the file anyway.
             _log.warning("the index of %s is behind: %s", self.directory, error)
+        for hash_ in hashes:
+            self._store.delete(hash_)
 
     def _by_age(self) -> list[bytes]:
         return sorted(self._used_at, key=lambda hash_: self._used_at.find(hash_) or 0)

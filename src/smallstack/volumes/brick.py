@@ -18,10 +18,9 @@ for `durable` before. What is known of where it came from is in ``KEY.note`` bes
 """
 
 import asyncio
-import inspect
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EFBIG, ENOENT
@@ -68,8 +67,8 @@ class Objects(Protocol):
     def blake3(self, hash_: bytes, /) -> bytes:
         """The 32-byte BLAKE3 of an object by its SHA-512."""
 
-    def drop(self, hash_: bytes, /) -> Awaitable[object] | None:
-        """Forget an object, so that it is fetched again."""
+    async def drop(self, hashes: Iterable[bytes], /) -> None:
+        """Forget objects, so that they are fetched again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,9 +323,7 @@ class BrickStore:
         try:
             brick = await asyncio.to_thread(self._write, wanted, timeline)
         except CorruptObjectError as error:
-            dropped = self.cache.drop(bytes.fromhex(error.hash))
-            if inspect.isawaitable(dropped):
-                await dropped
+            await self.cache.drop([bytes.fromhex(error.hash)])
             raise
         self._start(self._sync(wanted.key))
         return brick

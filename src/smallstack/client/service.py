@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from smallstack.client.errors import ServiceError, SourceError
 from smallstack.identity.credentials import ClientCredentials
+from smallstack.identity.renewal import Renewable
 from smallstack.srpc.client import CONNECT_TIMEOUT, Address, Client, dial
 from smallstack.srpc.connection import Connection
 from smallstack.telemetry.errors import describe
@@ -39,7 +40,7 @@ class ServiceClient:
     async def connect(
         cls,
         address: Address,
-        credentials: ClientCredentials | None,
+        credentials: ClientCredentials | Renewable[ClientCredentials] | None,
         timeout: float = CONNECT_TIMEOUT,
         **options: Any,
     ) -> Self:

@@ -24,7 +24,7 @@ from smallstack.identity.peer import Peer
 from smallstack.srpc import framing
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import ConnectionClosedError, PeerStalledError, TlsError
-from smallstack.srpc.server import HANDSHAKE_TIMEOUT, Server
+from smallstack.srpc.server import HANDSHAKE_TIMEOUT, Server, identify
 from smallstack.srpc.stream import set_socket_options
 from smallstack.telemetry.errors import describe
 
@@ -93,10 +93,12 @@ class Listener:
         try:
             peer: Peer | None = None
             first = await self._first_byte(conn)
-            if first == _TLS_HANDSHAKE and self.server.credentials is not None:
-                await conn.start_tls(self.server.credentials.page_context, server_side=True)
-                peer = self.server.identify(conn)
-                first = await self._first_byte(conn)
+            if first == _TLS_HANDSHAKE:
+                credentials = await self.server.credentials()
+                if credentials is not None:
+                    await conn.start_tls(credentials.page_context, server_side=True)
+                    peer = identify(conn, credentials)
+                    first = await self._first_byte(conn)
             if first == _CONNECT:
                 await self.server.serve(conn, peer)
             else:

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
+from smallstack.daemon.certificates import Certificates
 from smallstack.daemon.limits import CALLS_PER_SECOND
 from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
@@ -37,7 +38,7 @@ from smallstack.hypervisor.specs import Emulator, host_processors
 from smallstack.hypervisor.store import Store
 from smallstack.hypervisor.users import COUNT, FIRST, check_uids
 from smallstack.hypervisor.wiring import Wiring
-from smallstack.identity.credentials import ClientCredentials, Pair, ServerCredentials
+from smallstack.identity.credentials import Pair
 from smallstack.machine.accelerator import probe
 from smallstack.machine.cgroup import CpuGroups, open_groups, state_name
 from smallstack.machine.errors import CgroupError
@@ -195,23 +196,26 @@ async def serve(
     """
     if os.geteuid() != 0:
         raise NotRootError
-    credentials = None if values[INSECURE] else _server_credentials(values)
+    certificates = None if values[INSECURE] else _certificates(values, runtime)
     async with AsyncExitStack() as stack:
         store = Store(values[STATE_DIR])
         await asyncio.to_thread(store.prepare)
         stack.enter_context(_lock(store))
         owners = await asyncio.to_thread(Owners.load, store.directory)
         server = Server(
-            credentials,
+            certificates and certificates.server,
             insecure=values[INSECURE],
             policy=await stack.enter_async_context(trusting(values, owners.grant)),
             allow_unauthenticated_reads=values[UNAUTHENTICATED_READS],
             observer=RpcMetrics(runtime.metrics),
             calls_per_second=values[CALLS_PER_SECOND],
         )
-        runtime.on_reload(lambda: _reload(server, values))
+        if certificates is not None:
+            certificates.start()
+            stack.push_async_callback(certificates.close)
+            runtime.on_reload(certificates.renew)
         pages = Pages(runtime.metrics, open_pages=values[OPEN_PAGES], server=server)
-        agent = await _open_agent(values, store, owners)
+        agent = await _open_agent(values, store, owners, certificates)
         agent.acknowledge_seconds = acknowledge_seconds
         stack.push_async_callback(agent.close)
         await recover_all(agent)
@@ -239,7 +243,9 @@ async def serve(
         await runtime.stopped()
 
 
-async def _open_agent(values: Values, store: Store, owners: Owners) -> Agent:
+async def _open_agent(
+    values: Values, store: Store, owners: Owners, certificates: Certificates | None
+) -> Agent:
     """Every part, opened; when one cannot be, those before it are closed."""
     emulator = await _emulator(values, store)
     book = await asyncio.to_thread(AddressBook.load, store.directory)
@@ -266,7 +272,7 @@ async def _open_agent(values: Values, store: Store, owners: Owners) -> Agent:
         )
         images = Images(
             values[IMAGE_SERVER],
-            _client_credentials(values),
+            certificates and certificates.client,  # the agent's own, shown to the image server
             cache,
             cast("Compression", values[OBJECT_COMPRESSION]),
         )
@@ -338,23 +344,9 @@ def _cpu_groups(store: Store, control: str) -> CpuGroups | None:
         return None
 
 
-def _server_credentials(values: Values) -> ServerCredentials:
+def _certificates(values: Values, runtime: Runtime) -> Certificates:
     pair = Pair(values[CERT_FILE], values[KEY_FILE])
-    identity = Path(values[IDENTITY_CA_FILE]) if values[IDENTITY_CA_FILE] else None
-    return ServerCredentials(pair, values[CA_FILE], identity)
-
-
-def _reload(server: Server, values: Values) -> None:
-    """New certificates for connections from now on."""
-    if not values[INSECURE]:
-        server.credentials = _server_credentials(values)
-
-
-def _client_credentials(values: Values) -> ClientCredentials | None:
-    """What the agent shows to the image server: its own certificate."""
-    if values[INSECURE]:
-        return None
-    return ClientCredentials(Pair(values[CERT_FILE], values[KEY_FILE]))
+    return Certificates(pair, values[CA_FILE], values[IDENTITY_CA_FILE], runtime.metrics)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from smallstack.hypervisor.errors import (
     ImageTreeError,
 )
 from smallstack.identity.credentials import ClientCredentials
+from smallstack.identity.renewal import Renewable
 from smallstack.images.model import tree_digest
 from smallstack.objects.cache import Ensured, ObjectCache
 from smallstack.objects.peer import Compression, PeerSource
@@ -71,7 +72,7 @@ class Images:
     def __init__(
         self,
         address: str,
-        credentials: ClientCredentials | None,
+        credentials: ClientCredentials | Renewable[ClientCredentials] | None,
         cache: ObjectCache,
         compression: Compression = "auto",
     ) -> None:

@@ -98,21 +98,23 @@ def parse_pem(data: bytes) -> list[bytes]:
 
 def load(path: Path) -> Certificate:
     """The first certificate of a PEM file; raises CertificateError."""
+    found = load_all(path)
+    if not found:
+        raise CertificateError(place=path, detail="the file holds no certificate")
+    return found[0]
+
+
+def load_all(path: Path) -> list[Certificate]:
+    """All certificates of a PEM file, in its order; raises CertificateError."""
     try:
-        chain = parse_pem(path.read_bytes())
-        if not chain:
-            raise CertificateFormatError(detail="the file holds no certificate")
-        return parse(chain[0])
+        return [parse(data) for data in parse_pem(path.read_bytes())]
     except (OSError, CertificateFormatError) as error:
         raise CertificateError(place=path, detail=describe(error)) from error
 
 
 def subjects(path: Path) -> frozenset[bytes]:
     """The subjects of all certificates of a PEM file: the authorities it names."""
-    try:
-        return frozenset(parse(data).subject for data in parse_pem(path.read_bytes()))
-    except (OSError, CertificateFormatError) as error:
-        raise CertificateError(place=path, detail=describe(error)) from error
+    return frozenset(one.subject for one in load_all(path))
 
 
 def identify(chain: Sequence[bytes], authorities: frozenset[bytes] | None = None) -> Identity:

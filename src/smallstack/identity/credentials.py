@@ -96,10 +96,11 @@ class ServerCredentials:
 
     ``context`` demands a client certificate; ``page_context`` takes one if it is offered, for
     browsers and health checks. ``authorities`` are the subjects whose certificates' permitted
-    methods count, None when every trusted one's do.
+    methods count, None when every trusted one's do. ``certificates`` are its own (chain) and those
+    of the authorities, with the file each is in.
     """
 
-    __slots__ = ("authorities", "context", "not_after", "page_context")
+    __slots__ = ("authorities", "certificates", "context", "page_context")
 
     def __init__(self, pair: Pair, authority: Path, identity_authority: Path | None = None) -> None:
         """``identity_authority`` may vouch for users and groups, not for methods.
@@ -111,15 +112,17 @@ class ServerCredentials:
             _check_times(pair.certificate)
         except CredentialsExpiredError as error:
             _log.warning("%s", error)
-        self.not_after = certificate.load(pair.certificate).not_after
-        """When the server's own certificate ends, Unix seconds."""
+        trusted = [authority] + ([identity_authority] if identity_authority else [])
+        known = {place: certificate.load_all(place) for place in (pair.certificate, *trusted)}
+        self.certificates: tuple[tuple[Path, certificate.Certificate], ...] = tuple(
+            (place, one) for place, found in known.items() for one in found
+        )
         self.authorities: frozenset[bytes] | None = None
         if identity_authority is not None:
-            self.authorities = certificate.subjects(authority)
-            if self.authorities & certificate.subjects(identity_authority):
+            self.authorities = frozenset(one.subject for one in known[authority])
+            if any(one.subject in self.authorities for one in known[identity_authority]):
                 detail = f"it has the same name as one in {authority}: methods could not be told"
                 raise CertificateError(place=identity_authority, detail=detail)
-        trusted = [authority] + ([identity_authority] if identity_authority else [])
         self.context = _server_context(pair, trusted, ssl.CERT_REQUIRED)
         self.page_context = _server_context(pair, trusted, ssl.CERT_OPTIONAL)
 
@@ -173,14 +176,15 @@ def _check_times(place: Path) -> None:
     known = certificate.load(place)
     now = time.time()
     if now < known.not_before:
-        detail = f"will not be valid for {_span(known.not_before - now)}"
+        detail = f"will not be valid for {span(known.not_before - now)}"
         raise CredentialsExpiredError(place=place, detail=detail)
     if now > known.not_after:
-        detail = f"expired {_span(now - known.not_after)} ago"
+        detail = f"expired {span(now - known.not_after)} ago"
         raise CredentialsExpiredError(place=place, detail=detail)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A length of time in words, rounded down."""
     for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{int(seconds // unit)} {name}"

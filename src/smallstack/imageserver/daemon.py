@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from smallstack import settings
+from smallstack.daemon.certificates import Certificates
 from smallstack.daemon.limits import CALLS_PER_SECOND
 from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
@@ -14,7 +15,7 @@ from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.daemon.run import Runtime
 from smallstack.daemon.trust import TRUST_VM_OWNERS, TRUSTED_GROUPS, TRUSTED_USERS, trusting
 from smallstack.durable import boot_id, replace_file
-from smallstack.identity.credentials import Pair, ServerCredentials
+from smallstack.identity.credentials import Pair
 from smallstack.images.catalogue import ImageCatalogue
 from smallstack.imageserver.objects import ObjectService
 from smallstack.imageserver.pages import StatusPages
@@ -210,7 +211,7 @@ class ImageServer:
 async def serve(runtime: Runtime, values: Values) -> None:
     """Run the daemon until it is told to stop; raises SmallStackError if it cannot."""
     # Before anything is made: without certificates nothing is.
-    credentials = None if values[INSECURE] else _credentials(values)
+    certificates = None if values[INSECURE] else _certificates(values, runtime)
     state = values[STATE_DIR]
     images = Path(values[IMAGE_DIR] or state / "images")
     server = ImageServer(images, Path(values[OBJECT_DIR] or state / "objects"))
@@ -218,7 +219,7 @@ async def serve(runtime: Runtime, values: Values) -> None:
         stack.push_async_callback(server.close)
         await asyncio.to_thread(server.load)
         rpc = Server(
-            credentials,
+            certificates and certificates.server,
             insecure=values[INSECURE],
             policy=await stack.enter_async_context(trusting(values)),
             allow_unauthenticated_reads=values[ALLOW_UNAUTHENTICATED_READS],
@@ -240,8 +241,10 @@ async def serve(runtime: Runtime, values: Values) -> None:
         try:
             for sock in bind(values[LISTEN], values[PORT]):
                 await listener.add(sock)
-            if not values[INSECURE]:
-                runtime.on_reload(lambda: _reload(rpc, values))
+            if certificates is not None:
+                certificates.start()
+                stack.push_async_callback(certificates.close)
+                runtime.on_reload(certificates.renew)
             server.images.start()
             _log.info(
                 "serving %d images of %s on %s",
@@ -256,14 +259,6 @@ async def serve(runtime: Runtime, values: Values) -> None:
             await pages.stop()
 
 
-def _credentials(values: Values) -> ServerCredentials:
-    identity = values[IDENTITY_CA_FILE]
-    return ServerCredentials(
-        Pair(values[CERT_FILE], values[KEY_FILE]),
-        values[CA_FILE],
-        Path(identity) if identity else None,
-    )
-
-
-def _reload(server: Server, values: Values) -> None:
-    server.credentials = _credentials(values)
+def _certificates(values: Values, runtime: Runtime) -> Certificates:
+    pair = Pair(values[CERT_FILE], values[KEY_FILE])
+    return Certificates(pair, values[CA_FILE], values[IDENTITY_CA_FILE], runtime.metrics)

@@ -13,6 +13,7 @@ from contextlib import (
 from typing import Final, Literal
 
 from smallstack.identity.credentials import ClientCredentials
+from smallstack.identity.renewal import Renewable
 from smallstack.objects.errors import FetchError, ObjectMissingError
 from smallstack.objects.packed import HEADER, PackedError, frame_size, unpack
 from smallstack.proto.kinds import Hash
@@ -73,7 +74,7 @@ class PeerSource:
     def dialling(
         cls,
         address: str,
-        credentials: ClientCredentials | None,
+        credentials: ClientCredentials | Renewable[ClientCredentials] | None,
         compression: Compression = "auto",
     ) -> "PeerSource":
         """A source that dials ``host:port`` for each transfer; without credentials in clear."""

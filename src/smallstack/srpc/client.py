@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Self, TypeVar
 
 from smallstack.identity.credentials import ClientCredentials
+from smallstack.identity.renewal import Renewable
 from smallstack.srpc import framing
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import (
@@ -163,7 +164,7 @@ class Client:
 
 async def dial(
     address: Address,
-    credentials: ClientCredentials | None,
+    credentials: ClientCredentials | Renewable[ClientCredentials] | None,
     timeout: float = CONNECT_TIMEOUT,
     *,
     plain_fallback: bool = False,
@@ -176,7 +177,8 @@ async def dial(
     ``plain_fallback`` also tries the plain endpoints when a server has no TLS; ``endpoints``
     replaces the choice altogether. ``use_method_powers=False`` asks to be treated as a user
     without them. ``move_local`` goes over to a Unix socket, in clear text, when the server is on
-    this machine: for many megabytes or many calls. Raises ConnectError or one of its kinds.
+    this machine: for many megabytes or many calls. Raises ConnectError or one of its kinds, and
+    what renewing the credentials does.
     """
     host, port = split_address(address)
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -184,6 +186,8 @@ async def dial(
         endpoints = framing.PLAIN if credentials is None else framing.SECURE
         if credentials is not None and plain_fallback:
             endpoints = (*framing.SECURE, *framing.PLAIN)
+    if isinstance(credentials, Renewable):
+        credentials = await credentials.fresh()
     attempt = _Attempt(shown, host, port, credentials, use_method_powers)
     try:
         async with asyncio.timeout(timeout):

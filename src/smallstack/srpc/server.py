@@ -25,6 +25,7 @@ from smallstack.identity.credentials import ServerCredentials
 from smallstack.identity.decision import Policy, decide
 from smallstack.identity.errors import CertificateFormatError
 from smallstack.identity.peer import Peer
+from smallstack.identity.renewal import Renewable
 from smallstack.proto.methods import METHODS, Method, Shape
 from smallstack.srpc import framing
 from smallstack.srpc.audit import Audit
@@ -148,7 +149,7 @@ class Server:
 
     def __init__(
         self,
-        credentials: ServerCredentials | None = None,
+        credentials: ServerCredentials | Renewable[ServerCredentials] | None = None,
         *,
         insecure: bool = False,
         policy: Policy | None = None,
@@ -168,7 +169,9 @@ class Server:
         """
         if credentials is None and not insecure:
             raise InsecureServerError
-        self.credentials = credentials
+        if isinstance(credentials, ServerCredentials):
+            credentials = Renewable.fixed(credentials)
+        self._credentials = credentials
         self.insecure = insecure
         self.policy = policy or Policy()
         self.observer: Observer = observer or NoObserver()
@@ -307,7 +310,7 @@ class Server:
         if head is None:
             return await self._refuse(conn, 408)
         endpoint = framing.find_endpoint(head.path)
-        if endpoint is None or (endpoint.tls and self.credentials is None):
+        if endpoint is None or (endpoint.tls and self._credentials is None):
             return await self._refuse(conn, 404)
         if head.method != "CONNECT":
             return await self._refuse(conn, 400)
@@ -344,35 +347,20 @@ class Server:
         return head
 
     async def _tls(self, conn: Connection) -> Peer | None:
-        if self.credentials is None:
+        credentials = await self.credentials()
+        if credentials is None:
             return None
         try:
-            await conn.start_tls(self.credentials.context, server_side=True)
-            return self.identify(conn)
+            await conn.start_tls(credentials.context, server_side=True)
+            return identify(conn, credentials)
         except (TlsError, CertificateFormatError) as error:
             self._refused(conn, str(error))
             self.observer.rejected("tls")
             return None
 
-    def identify(self, conn: Connection) -> Peer:
-        """Who is at the other end of a finished TLS handshake.
-
-        Without a certificate (pages only) the peer has no name and ``encrypted`` is False, so
-        that nothing takes it for an authenticated one. Raises CertificateFormatError.
-        """
-        chain = _verified_chain(conn.tls)
-        if not chain:
-            return Peer(remote_host=conn.remote_host, remote_port=conn.remote_port)
-        authorities = self.credentials.authorities if self.credentials else None
-        found = certificate.identify(chain, authorities)
-        return Peer(
-            username=found.username,
-            groups=found.groups,
-            methods=found.methods,
-            encrypted=True,
-            remote_host=conn.remote_host,
-            remote_port=conn.remote_port,
-        )
+    async def credentials(self) -> ServerCredentials | None:
+        """Those for a handshake that begins now; None when there is no TLS."""
+        return None if self._credentials is None else await self._credentials.fresh()
 
     async def _refuse(self, conn: Connection, code: int, why: str = "") -> bool:
         self._refused(conn, why or framing.reason(code))
@@ -552,6 +540,26 @@ class Server:
         else:
             conn.encode(reply)
         return "ok"
+
+
+def identify(conn: Connection, credentials: ServerCredentials) -> Peer:
+    """Who is at the other end of a TLS handshake that ended, and was made with ``credentials``.
+
+    Without a certificate (pages only) the peer has no name and ``encrypted`` is False, so
+    that nothing takes it for an authenticated one. Raises CertificateFormatError.
+    """
+    chain = _verified_chain(conn.tls)
+    if not chain:
+        return Peer(remote_host=conn.remote_host, remote_port=conn.remote_port)
+    found = certificate.identify(chain, credentials.authorities)
+    return Peer(
+        username=found.username,
+        groups=found.groups,
+        methods=found.methods,
+        encrypted=True,
+        remote_host=conn.remote_host,
+        remote_port=conn.remote_port,
+    )
 
 
 async def _raw(found: _Registered, call: Call) -> str:

@@ -203,7 +203,7 @@ async def serve(
         stack.enter_context(_lock(store))
         owners = await asyncio.to_thread(Owners.load, store.directory)
         server = Server(
-            certificates and certificates.server,
+            certificates.server if certificates else None,
             insecure=values[INSECURE],
             policy=await stack.enter_async_context(trusting(values, owners.grant)),
             allow_unauthenticated_reads=values[UNAUTHENTICATED_READS],
@@ -272,7 +272,7 @@ async def _open_agent(
         )
         images = Images(
             values[IMAGE_SERVER],
-            certificates and certificates.client,  # the agent's own, shown to the image server
+            certificates.client if certificates else None,  # the agent's own certificate
             cache,
             cast("Compression", values[OBJECT_COMPRESSION]),
         )

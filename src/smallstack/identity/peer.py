@@ -29,6 +29,11 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return f"{self.username or '(nobody)'}@{self.remote_host or '(local)'}"
 
 
+def without_powers(peer: Peer) -> Peer:
+    """The same caller, for what powers do not pass over."""
+    return msgspec.structs.replace(peer, have_method_access=False)
+
+
 def is_loopback(host: str) -> bool:
     """Whether ``host``, as getpeername gives it, is 127.0.0.0/8, ::1 or such an IPv4 in IPv6."""
     return host.removeprefix("::ffff:").startswith("127.") or host == "::1"

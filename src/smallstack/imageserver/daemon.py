@@ -219,7 +219,7 @@ async def serve(runtime: Runtime, values: Values) -> None:
         stack.push_async_callback(server.close)
         await asyncio.to_thread(server.load)
         rpc = Server(
-            certificates and certificates.server,
+            certificates.server if certificates else None,
             insecure=values[INSECURE],
             policy=await stack.enter_async_context(trusting(values)),
             allow_unauthenticated_reads=values[ALLOW_UNAUTHENTICATED_READS],

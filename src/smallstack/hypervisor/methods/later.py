@@ -11,11 +11,18 @@ from typing import Any, Final
 from smallstack.hypervisor.errors import NotSupportedError, RequestError
 from smallstack.hypervisor.methods.base import Methods, answering
 from smallstack.hypervisor.upload import Upload
+from smallstack.identity.peer import without_powers
 from smallstack.proto.methods import METHODS, Shape
 from smallstack.srpc.server import Call, Handler
 
 ELSEWHERE: Final = frozenset({"CopyVm", "ImportLocalVm", "MigrateVm"})
 """Their VM is not one of this agent's, or not yet."""
+ANYBODYS: Final = frozenset(
+    {"GetVmLastPatchLog", "GetVmVolumeStorageConfiguration", "ListVmVirtualiserLogFiles"}
+)
+"""What they tell of a VM every user may know."""
+OWNERS_ONLY: Final = frozenset({"PrepareVmForMigration"})
+"""Powers are needed to call them, and the VM has to be the caller's all the same."""
 
 LATER: Final[dict[str, str]] = {
     "CommitImportedVm": "create the VM anew, from a disk image of its root",
@@ -96,7 +103,10 @@ class Later(Methods):
     async def _answer(self, call: Call, request: Any) -> Any:
         name = call.method.short_name
         if name not in ELSEWHERE and hasattr(request, "ip_address"):
-            self._mine(call, request.ip_address, getattr(request, "access_token", b""), write=False)
+            vm = self._agent.vm(request.ip_address)
+            if name not in ANYBODYS:
+                peer = without_powers(call.peer) if name in OWNERS_ONLY else call.peer
+                vm.check_access(peer, getattr(request, "access_token", b""))
         raise NotSupportedError(asked=name, instead=LATER[name])
 
     async def _stream(self, call: Call) -> None:

@@ -2,14 +2,21 @@
 
 import asyncio
 import os
+import socket
 import ssl
+import threading
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp.abc import AbstractResolver
 
-from smallstack.hypervisor import download
-from smallstack.hypervisor.download import Validators, open_url
-from smallstack.hypervisor.image_url import ImageUrlError, UrlPolicy, parse_image_url
+from smallstack.hypervisor import download, lookups
+from smallstack.hypervisor.download import Transfer, Validators, open_url
+from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy, parse_image_url
+from smallstack.hypervisor.lookups import USER_LOOK_UPS, LookUps
 from smallstack.identity import pki
 from tests.hypervisor.web import HERE, Asked, Server, file, head, redirect, says, serving
 
@@ -19,12 +26,23 @@ CUT = 1_500_000
 ETAG = 'ETag: "one"'
 LAST = len(DATA) - 1
 WEAK = 'ETag: W/"one"'
+POLICY = UrlPolicy(HERE)
 MODIFIED = "Last-Modified: Mon, 06 Jul 2026 09:00:00 GMT"
+
+
+def begin(
+    url: ImageUrl,
+    known: Validators | None = None,
+    policy: UrlPolicy = POLICY,
+    *,
+    by: AbstractResolver | None = None,
+) -> AbstractAsyncContextManager[Transfer]:
+    return open_url(policy, url, known, names=by or LookUps().of("somebody"))
 
 
 async def fetch(server: Server, path: str = "/x", known: Validators | None = None) -> bytes:
     url = parse_image_url(server.url(path))
-    async with open_url(UrlPolicy(HERE), url, known) as transfer:
+    async with begin(url, known) as transfer:
         assert not transfer.unchanged
         return b"".join([piece async for piece in transfer.pieces()])
 
@@ -54,17 +72,17 @@ async def test_what_is_known_is_asked_for() -> None:
     async with serving() as server:
         server.answers["/x"] = file(DATA, ETAG, MODIFIED)
         url = parse_image_url(server.url("/x"))
-        async with open_url(UrlPolicy(HERE), url) as transfer:
+        async with begin(url) as transfer:
             known = transfer.validators
             assert transfer.length == len(DATA)
         assert known == Validators('"one"', MODIFIED.partition(": ")[2])
-        async with open_url(UrlPolicy(HERE), url, known) as transfer:
+        async with begin(url, known) as transfer:
             assert transfer.unchanged
         # One that takes no notice of the question, and one that has something else by now.
         server.answers["/x"] = says(
             head("200 OK", ETAG, MODIFIED, "Content-Length: 9") + b"123456789"
         )
-        async with open_url(UrlPolicy(HERE), url, known) as transfer:
+        async with begin(url, known) as transfer:
             assert transfer.unchanged
         server.answers["/x"] = file(DATA, 'ETag: "two"', MODIFIED)
         assert await fetch(server, known=known) == DATA
@@ -182,11 +200,60 @@ async def test_refusals() -> None:
         object.__setattr__(monkey, "admits", lambda host, address: host == address)
         url = parse_image_url(server.url("/none", "localhost"))
         with pytest.raises(ImageUrlError, match="localhost"):
-            async with open_url(monkey, url):
+            async with begin(url, policy=monkey):
                 pytest.fail("it was reached")
         assert server.asked == []
     with pytest.raises(ImageUrlError, match="Connect"):
         await fetch(server)
+
+
+@pytest.fixture
+async def silence(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Queue[str]]:
+    """No name server answers for names below ``silent`` while the test goes on; what is asked."""
+    loop, ends, real = asyncio.get_running_loop(), threading.Event(), socket.getaddrinfo
+    asked: asyncio.Queue[str] = asyncio.Queue()
+
+    def hanging(host: str, *arguments: Any, **options: Any) -> Any:
+        if host.endswith(".silent"):
+            loop.call_soon_threadsafe(asked.put_nowait, host)
+            ends.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody answered")
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    yield asked
+    ends.set()
+
+
+async def test_names_that_nobody_answers_for(
+    silence: asyncio.Queue[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold neither the threads of the loop nor those of another user."""
+    names = LookUps()
+
+    async def of(user: str, host: str, port: int = 80) -> bytes:
+        async with begin(parse_image_url(f"http://{host}:{port}/x"), by=names.of(user)) as transfer:
+            return b"".join([piece async for piece in transfer.pieces()])
+
+    many = [asyncio.create_task(of("mallory", f"{n}.silent")) for n in range(100)]
+    for _ in range(USER_LOOK_UPS):
+        await silence.get()
+    assert await asyncio.to_thread(len, many) == 100
+    async with serving() as server:
+        server.answers["/x"] = file(DATA)
+        assert await of("alice", "localhost", server.port) == DATA
+    assert silence.empty()
+    for task in many:
+        task.cancel()
+    await asyncio.wait(many)
+    # Threads that hang go on doing so, and count.
+    monkeypatch.setattr(lookups, "LOOK_UP_SECONDS", 0.2)
+    with pytest.raises(ImageUrlError, match=r"x\.silent: too many names .* after 0.2 s still"):
+        await of("mallory", "x.silent")
+    with pytest.raises(ImageUrlError, match=r"x\.silent: no name server has told its address"):
+        await of("bob", "x.silent")
+    with pytest.raises(ImageUrlError, match="label"):
+        await of("bob", "x" * 70)
 
 
 async def test_https(tmp_path: Path) -> None:
@@ -196,24 +263,23 @@ async def test_https(tmp_path: Path) -> None:
     )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "web" / "cert.pem", tmp_path / "web" / "key.pem")
-    ca_file = str(tmp_path / "ca" / "ca.pem")
+    trusting = UrlPolicy(HERE, ca_file=str(tmp_path / "ca" / "ca.pem"))
     async with serving(context) as server, serving() as plain:
         plain.answers["/x"] = file(DATA)
         server.answers = {"/x": file(DATA), "/down": redirect(plain.url("/x"))}
         url = parse_image_url(server.url("/x", "localhost"))
-        async with open_url(UrlPolicy(HERE, ca_file=ca_file), url) as transfer:
+        async with begin(url, policy=trusting) as transfer:
             assert b"".join([piece async for piece in transfer.pieces()]) == DATA
         with pytest.raises(ImageUrlError, match="it redirects to http:"):
-            async with open_url(
-                UrlPolicy(HERE, ca_file=ca_file), parse_image_url(server.url("/down", "localhost"))
-            ):
+            down = parse_image_url(server.url("/down", "localhost"))
+            async with begin(down, policy=trusting):
                 pytest.fail("it was followed")
         # The system's authorities know nothing of this one.
         with pytest.raises(ImageUrlError, match="certificate verify failed"):
-            async with open_url(UrlPolicy(HERE), url):
+            async with begin(url):
                 pytest.fail("it was believed")
         with pytest.raises(ImageUrlError, match="--image-ca-file"):
-            async with open_url(UrlPolicy(HERE, ca_file="/nonexistent"), url):
+            async with begin(url, policy=UrlPolicy(HERE, ca_file="/nonexistent")):
                 pytest.fail("there is no authority")
 
 
@@ -222,13 +288,13 @@ async def test_files_of_this_machine(tmp_path: Path) -> None:
     path.write_bytes(DATA)
     policy = UrlPolicy(local_directory=tmp_path)
     url = parse_image_url(f"file://{path}")
-    async with open_url(policy, url) as transfer:
+    async with begin(url, policy=policy) as transfer:
         assert b"".join([piece async for piece in transfer.pieces()]) == DATA
         known = transfer.validators
-    async with open_url(policy, url, known) as transfer:
+    async with begin(url, known, policy) as transfer:
         assert transfer.unchanged
     path.write_bytes(DATA[1:])
-    async with open_url(policy, url, known) as transfer:
+    async with begin(url, known, policy) as transfer:
         assert not transfer.unchanged
         os.truncate(path, 1000)
         with pytest.raises(ImageUrlError, match="it ended after 1000 bytes"):

@@ -298,6 +298,7 @@ class Creation:
             sent=self._announced if sent else None,
             size=sent,
             index=indices[0] if indices else None,
+            asker=self._caller.username if self._caller is not None else "",
         )
 
         async def progress(message: str) -> None:

@@ -25,6 +25,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy
+from smallstack.hypervisor.lookups import NameLookUpError
 from smallstack.telemetry.errors import describe
 
 STALL_SECONDS: Final = 60.0
@@ -69,11 +70,11 @@ class Transfer:
 
 @asynccontextmanager
 async def open_url(
-    policy: UrlPolicy, url: ImageUrl, known: Validators | None = None
+    policy: UrlPolicy, url: ImageUrl, known: Validators | None = None, *, names: AbstractResolver
 ) -> AsyncIterator[Transfer]:
     """Begin to fetch; ``known`` are the validators of what the caller has of it.
 
-    Raises ImageUrlError.
+    ``names`` looks hosts up, see `LookUps.of`. Raises ImageUrlError.
     """
     policy.check(url)
     if url.scheme == "file":
@@ -90,7 +91,8 @@ async def open_url(
         except OSError as error:
             detail = f"--image-ca-file {policy.ca_file}: {describe(error)}"
             raise ImageUrlError(url=url.url, detail=detail) from error
-    connector = aiohttp.TCPConnector(resolver=_Resolver(policy), ssl=context, force_close=True)
+    allowed = _Allowed(policy, names)
+    connector = aiohttp.TCPConnector(resolver=allowed, ssl=context, force_close=True)
     async with aiohttp.ClientSession(
         connector=connector,
         auto_decompress=False,
@@ -248,7 +250,7 @@ class _Requests:
                     )
             except TimeoutError:
                 raise self.error(f"{url.host} does not answer") from None
-            except (aiohttp.ClientError, OSError, ValueError) as error:
+            except (aiohttp.ClientError, NameLookUpError, OSError, ValueError) as error:
                 raise self.error(describe(error)) from error
             if response.status not in _REDIRECTS:
                 return response
@@ -261,21 +263,22 @@ class _Requests:
         raise self.error(f"it redirects more than {MAX_REDIRECTS} times")
 
 
-class _Resolver(AbstractResolver):
+class _Allowed(AbstractResolver):
     """Looks names up, and leaves addresses out that are not allowed."""
 
-    def __init__(self, policy: UrlPolicy) -> None:
+    def __init__(self, policy: UrlPolicy, names: AbstractResolver) -> None:
         self._policy = policy
-        self._inner = aiohttp.ThreadedResolver()
+        self._names = names
 
     async def resolve(
         self, host: str, port: int = 0, family: AddressFamily = AddressFamily.AF_INET
     ) -> list[ResolveResult]:
-        """Raises OSError."""
-        found = await self._inner.resolve(host, port, family)
+        """Raises OSError, UnicodeError, NameLookUpError."""
+        found = await self._names.resolve(host, port, family)
         allowed = [entry for entry in found if self._policy.admits(host, entry["host"])]
         if not allowed:
-            raise OSError(f"{host} has a link-local address")
+            detail = "its address is this machine's own or a link-local one, see --image-url-hosts"
+            raise NameLookUpError(host=host, detail=detail)
         return allowed
 
     async def close(self) -> None:

@@ -26,6 +26,7 @@ from smallstack.hypervisor.errors import NoStorageError, SpaceError, StorageInde
 from smallstack.hypervisor.host import GIB, format_bytes
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy, parse_image_url
 from smallstack.hypervisor.ledger import Ledger
+from smallstack.hypervisor.lookups import LookUps
 from smallstack.hypervisor.roots import Roots, full_disk
 from smallstack.outlast import outlast
 from smallstack.telemetry.errors import describe
@@ -71,6 +72,8 @@ class ImageWanted:
     size: int = 0
     index: int | None = None
     """Of the volume directory that it must be in."""
+    asker: str = ""
+    """Who asks for it, by name: what is shared out by user."""
 
     @property
     def name(self) -> str:
@@ -116,6 +119,7 @@ class Imports:
     ) -> None:
         """Blocks. ``limit``: bytes of the largest image."""
         self.policy = policy or UrlPolicy()
+        self._look_ups = LookUps()
         self._limit = limit
         self._roots = roots
         self._ledger = ledger
@@ -215,7 +219,8 @@ class Imports:
         # With a digest of another kind the bytes have to come again, to be checked.
         if source is not None and not url.digests and self.find(source.key, wanted.index):
             known = source.validators
-        async with open_url(self.policy, url, known) as transfer:
+        names = self._look_ups.of(wanted.asker)
+        async with open_url(self.policy, url, known, names=names) as transfer:
             if transfer.unchanged:
                 assert source is not None
                 brick = self.find(source.key, wanted.index)

@@ -157,6 +157,12 @@ ObjectServer.GetCompressedObjects          -     -     d         d      d       
 ObjectServer.GetObjects                    -     -     d         d      d       d      y       d
 ObjectServer.ImportObjects                 -     -     d         d      d       d      y       d
 ObjectServer.TestBandwidth                 -     -     d         d      d       d      y       d
+
+Logger.Debug                               -     -     d         d      d       d      y       d
+Logger.GetStackTrace                       -     -     d         d      d       d      y       d
+Logger.Print                               -     -     d         d      d       d      y       d
+Logger.SetDebugLevel                       -     -     d         d      d       d      y       d
+Logger.Watch                               -     -     d         d      d       d      y       d
 """
 COLUMNS: Final = (
     "no certificate",
@@ -505,7 +511,7 @@ async def test_every_method_by_every_caller(site: Site) -> None:
     for name, row in EXPECTED.items():
         method = METHODS[name]
         ports = [IMAGE_PORT] if method.service in {"ImageServer", "ObjectServer"} else [PORT]
-        if not method.service:
+        if method.service in {"", "Logger"}:
             ports = [PORT, IMAGE_PORT]
         for port in ports:
             for caller in CALLERS:

@@ -24,8 +24,8 @@ def listed(kind: str, server: str, *services: str) -> set[str]:
 @pytest.mark.parametrize(
     ("server", "services"),
     [
-        pytest.param("hypervisor", ("Hypervisor",), marks=shared),
-        pytest.param("imageserver", ("ImageServer", "ObjectServer"), marks=shared),
+        pytest.param("hypervisor", ("Hypervisor", "Logger"), marks=shared),
+        pytest.param("imageserver", ("ImageServer", "ObjectServer", "Logger"), marks=shared),
     ],
 )
 def test_every_method_is_known_and_as_public(server: str, services: tuple[str, ...]) -> None:

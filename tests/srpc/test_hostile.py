@@ -412,12 +412,16 @@ async def test_shutting_down_waits_for_calls_and_no_longer(serve: Serve) -> None
         finally:
             ended.append("stubborn")
 
-    for handler, grace in ((polite, 30.0), (stubborn, 0.1)):
+    for method, handler, grace in (
+        ("CreateVm", polite, 30.0),
+        ("CreateVm", stubborn, 0.1),
+        ("GetUpdates", stubborn, 3600.0),
+    ):
         async with serve() as running:
-            running.server.register("Hypervisor", {"GetUpdates": handler})
+            running.server.register("Hypervisor", {method: handler})
             idle, _ = await _connected(running)
             reader, writer = await _connected(running)
-            writer.write(b"Hypervisor.GetUpdates\n")
+            writer.write(f"Hypervisor.{method}\n".encode())
             await entered.wait()
             entered.clear()
             closing = asyncio.create_task(running.listener.close(grace))
@@ -427,4 +431,4 @@ async def test_shutting_down_waits_for_calls_and_no_longer(serve: Serve) -> None
             release.set()
             await closing
             assert await _drain(reader) == b"\n"
-    assert ended == ["polite", "stubborn"]
+    assert ended == ["polite", "stubborn", "stubborn"], "what has no end is not waited for"

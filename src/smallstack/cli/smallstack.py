@@ -23,6 +23,7 @@ COMMANDS = {
         "group",
         "disks in files: what differs, flatten, commit, compact, check",
     ),
+    "log": ("smallstack.cli.log", "group", "the log of a daemon, from afar"),
     "pki": ("smallstack.cli.pki", "pki", "make and list certificates"),
 }
 

@@ -18,6 +18,7 @@ from typing import Literal, cast
 from smallstack.daemon.certificates import Certificates
 from smallstack.daemon.limits import CALLS_PER_SECOND
 from smallstack.daemon.listener import Listener, bind
+from smallstack.daemon.logger import LoggerService
 from smallstack.daemon.pages import Pages
 from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.daemon.run import Runtime
@@ -221,6 +222,9 @@ async def serve(
         await recover_all(agent)
         await agent.load()
         await agent.resume()
+        logger = LoggerService()
+        stack.callback(logger.close)
+        server.register("Logger", logger.handlers())
         server.register("Hypervisor", Service(agent, on_point).handlers())
         add_pages(pages, agent)
         add_metrics(runtime.metrics, agent)

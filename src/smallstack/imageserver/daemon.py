@@ -10,6 +10,7 @@ from smallstack import settings
 from smallstack.daemon.certificates import Certificates
 from smallstack.daemon.limits import CALLS_PER_SECOND
 from smallstack.daemon.listener import Listener, bind
+from smallstack.daemon.logger import LoggerService
 from smallstack.daemon.pages import Pages
 from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.daemon.run import Runtime
@@ -226,6 +227,9 @@ async def serve(runtime: Runtime, values: Values) -> None:
             observer=RpcMetrics(runtime.metrics),
             calls_per_second=values[CALLS_PER_SECOND],
         )
+        logger = LoggerService()
+        stack.callback(logger.close)
+        rpc.register("Logger", logger.handlers())
         server.register(rpc, frozenset(name for setting, name in _PUBLIC if values[setting]))
         server.observe(runtime.metrics)
         status = StatusPages(server.catalogue, server.objects, server.references, values[INSECURE])

@@ -55,6 +55,7 @@ Omit: TypeAlias = Annotated[T, OMIT_EMPTY]
 """A field that JSON leaves out when it is empty. gob leaves out every empty field."""
 
 Int: TypeAlias = Annotated[int, Wire("int", "int")]
+Int16: TypeAlias = Annotated[int, Wire("int16", "int16")]
 Int32: TypeAlias = Annotated[int, Wire("int32", "int32")]
 Int64: TypeAlias = Annotated[int, Wire("int", "int64")]
 Uint: TypeAlias = Annotated[int, Wire("uint", "uint")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from smallstack.proto import imageserver, objectserver, srpc
+from smallstack.proto import imageserver, logger, objectserver, srpc
 from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.proto.image import Directory
 from smallstack.proto.kinds import Message
@@ -41,6 +41,9 @@ class Method:
     """The full name of the method whose rights let a caller use this one, when not its own; only
     methods that upstream does not have are so."""
 
+    endless: bool = False
+    """Whether it goes on until the caller ends it: a server that stops does not wait for it."""
+
     @property
     def power(self) -> str:
         """The name that a certificate has to grant."""
@@ -69,6 +72,10 @@ _HYPERVISOR_POWER: Final = frozenset(
 _HYPERVISOR_READ: Final = frozenset(
     "GetCapacity GetVmInfo GetVmInfos GetVmLastPatchLog ListSubnets ListVMs".split()
 )
+_HYPERVISOR_ENDLESS: Final = frozenset(
+    """ConnectToVmConsole ConnectToVmManager ConnectToVmSerialPort GetUpdates TraceVmMetadata
+    WatchDhcp""".split()
+)
 _HYPERVISOR_SPECIAL: Final[dict[str, tuple[type[Message] | None, type[Message] | None]]] = {
     "GetUpdates": (hypervisor.GetUpdatesRequest, hypervisor.Update),
 }
@@ -92,6 +99,7 @@ _IMAGE_SERVER_RAW: Final = frozenset(
     """GetFilteredImageUpdates GetImageUpdates ListDirectories ListImages ListSelectedImages
     ListUnreferencedObjects""".split()
 )
+_IMAGE_SERVER_ENDLESS: Final = frozenset("GetFilteredImageUpdates GetImageUpdates".split())
 _IMAGE_SERVER_POWER: Final = frozenset(
     """AddImage AddImageTrusted DeleteDirectory DeleteUnreferencedObjects ImportTree MakeDirectory
     RestoreImageFromArchive""".split()
@@ -163,6 +171,31 @@ _OBJECT_SERVER: Final = (
     ),
 )
 
+_LOGGER: Final = (
+    Method("Logger.Debug", logger.DebugRequest, logger.DebugResponse, public=False),
+    Method(
+        "Logger.GetStackTrace",
+        logger.GetStackTraceRequest,
+        logger.GetStackTraceResponse,
+        public=False,
+    ),
+    Method("Logger.Print", logger.PrintRequest, logger.PrintResponse, public=False),
+    Method(
+        "Logger.SetDebugLevel",
+        logger.SetDebugLevelRequest,
+        logger.SetDebugLevelResponse,
+        public=False,
+    ),
+    Method(
+        "Logger.Watch",
+        logger.WatchRequest,
+        logger.WatchResponse,
+        Shape.RAW,
+        public=False,
+        endless=True,
+    ),
+)
+
 _UPGRADE: Final = Method(
     ".LocalUpgradeToUnix",
     srpc.LocalUpgradeToUnixRequestOne,
@@ -182,7 +215,7 @@ def _messages(
 
 
 def _all() -> dict[str, Method]:
-    methods = [_UPGRADE, *_OBJECT_SERVER]
+    methods = [_UPGRADE, *_LOGGER, *_OBJECT_SERVER]
     methods += [
         Method(
             f"Hypervisor.{name}",
@@ -190,6 +223,7 @@ def _all() -> dict[str, Method]:
             Shape.RAW if name in _HYPERVISOR_RAW else Shape.REQUEST_REPLY,
             public=name not in _HYPERVISOR_POWER,
             unauthenticated_read=name in _HYPERVISOR_READ,
+            endless=name in _HYPERVISOR_ENDLESS,
         )
         for name in _HYPERVISOR
     ]
@@ -200,6 +234,7 @@ def _all() -> dict[str, Method]:
             Shape.RAW if name in _IMAGE_SERVER_RAW else Shape.REQUEST_REPLY,
             public=name not in _IMAGE_SERVER_POWER,
             unauthenticated_read=name.startswith(("Check", "Find", "Get", "List")),
+            endless=name in _IMAGE_SERVER_ENDLESS,
         )
         for name in _IMAGE_SERVER
     ]

@@ -229,7 +229,7 @@ cdef class _IntWriter(_Writer):
             number = value
         except OverflowError:
             return _refuse(self.node, value)
-        if self.bits == 32 and number != <int32_t>number:
+        if number >> (self.bits - 1) not in (0, -1):
             _refuse(self.node, value)
         gob_write_int(&out.message, number)
         return 0

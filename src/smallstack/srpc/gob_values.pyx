@@ -151,7 +151,7 @@ cdef class _IntReader(Reader):
     cdef object read(self, Input data):
         cdef int64_t value = 0
         check(gob_read_int(&data.cursor, &value))
-        if self.bits == 32 and value != <int32_t>value:
+        if value >> (self.bits - 1) not in (0, -1):
             fail(GOB_E_VALUE)
         return value
 

@@ -57,7 +57,7 @@ class Field(msgspec.Struct, eq=False):
 
 
 _SCALARS: Final = {bool: ("bool", "bool"), str: ("string", "string"), int: ("int", "int")}
-_BITS: Final = {"int32": 32, "uint8": 8, "uint16": 16, "uint32": 32}
+_BITS: Final = {"int16": 16, "int32": 32, "uint8": 8, "uint16": 16, "uint32": 32}
 
 _nodes: dict[object, Node] = {}
 _by_go: dict[str, Node] = {}
@@ -88,9 +88,7 @@ def _build(annotation: Any) -> Node:
     wire = next((mark for mark in marks if isinstance(mark, Wire)), None)
     named = next((mark for mark in marks if isinstance(mark, Named)), None)
     if wire is not None:
-        kind = "int" if wire.kind == "int32" else wire.kind
-        if kind.startswith("uint"):
-            kind = "uint"
+        kind = wire.kind.rstrip("0123456789")
         node = Node(
             kind,
             wire.go,

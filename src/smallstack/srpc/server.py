@@ -189,6 +189,7 @@ class Server:
         self._by_line: dict[bytes, _Registered] = {}
         self._idle: set[Connection] = set()
         self._busy: dict[Connection, asyncio.Task[Any]] = {}
+        self._endless: set[asyncio.Task[Any]] = set()
         self._handshakes: dict[Connection, None] = {}
         self._door = LocalDoor(handshake_timeout)
         self._closing = False
@@ -284,11 +285,13 @@ class Server:
             self._empty.set()
 
     async def close(self, grace: float = 5.0) -> None:
-        """Take no more calls; those running have ``grace`` seconds to end."""
+        """Take no more calls; those running that have an end have ``grace`` seconds for it."""
         self._closing = True
         self._door.close()
         for conn in [*self._idle, *self._handshakes]:
             conn.close()
+        for task in list(self._endless):
+            task.cancel()
         tasks = list(self._busy.values())
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
@@ -504,12 +507,17 @@ class Server:
         self.observer.started(name)
         start = time.perf_counter()
         outcome = "failed"
+        task = self._busy.get(conn) if call.method.endless else None
+        if task is not None:
+            self._endless.add(task)
         try:
             if call.method.shape is Shape.REQUEST_REPLY:
                 outcome = await self._request_reply(found, call)
             else:
                 outcome = await _raw(found, call)
         finally:
+            if task is not None:
+                self._endless.discard(task)
             self.observer.finished(name, time.perf_counter() - start, outcome)
         return outcome != "failed"
 

@@ -89,7 +89,7 @@ func fill(random *rand.Rand, value reflect.Value) {
 	switch value.Kind() {
 	case reflect.Bool:
 		value.SetBool(random.Intn(2) == 1)
-	case reflect.Int, reflect.Int32, reflect.Int64:
+	case reflect.Int, reflect.Int16, reflect.Int32, reflect.Int64:
 		bits := value.Type().Bits()
 		value.SetInt(int64(number(random, bits)<<(64-bits)) >> (64 - bits))
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:

@@ -26,7 +26,7 @@ func tell(out *strings.Builder, value reflect.Value) {
 	switch value.Kind() {
 	case reflect.Bool:
 		fmt.Fprint(out, value.Bool())
-	case reflect.Int, reflect.Int32, reflect.Int64:
+	case reflect.Int, reflect.Int16, reflect.Int32, reflect.Int64:
 		fmt.Fprint(out, value.Int())
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		fmt.Fprint(out, value.Uint())

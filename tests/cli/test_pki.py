@@ -36,12 +36,17 @@ def test_from_nothing_to_a_daemon_and_a_user(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/.ssl/alice.cert\n")
     assert certificate.load(tmp_path / ".ssl" / "alice.cert").groups == {"dev", "ops"}
     rows = json.loads(_run(directory, "list", "--format", "json").stdout)
-    assert [row["name"] for row in rows] == ["alice", "hv1"]
-    assert (rows[0]["groups"], rows[1]["methods"]) == (["dev", "ops"], ["ImageServer.*"])
-    assert rows[0]["left_days"] in {364, 365}
+    assert [(row["name"], row["kind"]) for row in rows] == [
+        ("SmallStack CA", "authority"),
+        ("SmallStack Identity CA", "identity authority"),
+        ("alice", "user"),
+        ("hv1", "server"),
+    ]
+    assert (rows[2]["groups"], rows[3]["methods"]) == (["dev", "ops"], ["ImageServer.*"])
+    assert rows[2]["left_days"] in {364, 365}
     table = _run(directory, "list").stdout.splitlines()
-    assert table[0].split() == ["name", "groups", "methods", "until", "left_days"]
-    assert table[1].startswith("alice  dev,ops")
+    assert table[0].split() == ["name", "kind", "groups", "methods", "until", "left_days"]
+    assert table[3].split()[:3] == ["alice", "user", "dev,ops"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,11 @@ def test_from_nothing_to_a_daemon_and_a_user(tmp_path: Path) -> None:
         (["issue", "hv1", "--server"], 2, "needs --out"),
         (["issue", "alice", "--host", "x"], 2, "--host is for --server"),
         (["issue", "a/b"], 2, "no slash"),
+        (["issue", "a", "--identity", "--method", "*.*"], 2, "--identity authority do not count"),
+        (["renew"], 2, "Missing argument 'PLACES...'"),
+        (["renew", "/nonexistent"], 2, "'/nonexistent' does not exist"),
+        (["renew", "/", "--within", "-1"], 2, "'--within': -1 is not in the range"),
+        (["renew-ca"], 1, "make one with `smallstack pki make-ca`"),
         (["issue", "alice", "--days", "99999999"], 2, "'--days': 99999999 is not in the range"),
         (["issue", "alice", "--days", "-1"], 2, "'--days': -1 is not in the range"),
         (["make-ca", "--days", "0"], 2, "'--days': 0 is not in the range"),
@@ -84,6 +94,8 @@ def test_a_second_authority_and_a_bad_method(tmp_path: Path) -> None:
         (["issue", "ä" * 33], "a name has 1 to 64 bytes"),
         (["issue", ""], "a name has 1 to 64 bytes"),
         (["issue", "\udcff"], "a name has 1 to 64 bytes of UTF-8"),
+        (["issue", "alice", "--group", ""], "'' is no group"),
+        (["issue", "alice", "--method", "Hypervisor.[a"], "'Hypervisor.[a' is not Service.Method"),
         (["issue", "alice", "--group", "\udcff"], r"'\udcff' is not UTF-8"),
         (["make-ca", "--identity", "--name", "x" * 65], "a name has 1 to 64 bytes"),
     ],
@@ -99,3 +111,52 @@ def test_what_cannot_be_in_a_certificate_is_told(
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "pki" / "identity-ca.key").exists()
+
+
+def test_a_method_that_nobody_knows_is_told_of(tmp_path: Path) -> None:
+    assert _run(tmp_path, "make-ca").exit_code == 0
+    methods = ["--method", "Hypervisr.*", "--method", "Hypervisor.Get*"]
+    result = _run(tmp_path, "issue", "alice", *methods, "--out", str(tmp_path))
+    assert result.exit_code == 0
+    assert result.stderr == "no method that is known here matches 'Hypervisr.*'\n"
+
+
+def test_renewing(tmp_path: Path) -> None:
+    directory, home = tmp_path / "pki", tmp_path / "home"
+    ssl = home / ".ssl"
+    assert _run(directory, "make-ca").exit_code == 0
+    assert _run(tmp_path / "other", "make-ca", "--name", "Other").exit_code == 0
+    _run(directory, "issue", "alice", "--days", "20", home=home)
+    _run(directory, "issue", "bob", "--days", "200", home=home)
+    _run(tmp_path / "other", "issue", "eve", home=home)
+    names = ("alice", "bob", "eve")
+    before = {name: (ssl / f"{name}.cert").read_bytes() for name in names}
+
+    def changed() -> list[str]:
+        return [name for name in names if (ssl / f"{name}.cert").read_bytes() != before[name]]
+
+    result = _run(directory, "renew", "--within", "10", str(ssl))
+    assert (result.exit_code, result.output, changed()) == (0, "", [])
+    result = _run(directory, "renew", "--within", "30", str(ssl))
+    (line,) = result.stdout.splitlines()
+    assert line.split("\t")[0] == str(ssl / "alice.cert")
+    assert (result.stderr, changed()) == ("", ["alice"])
+    result = _run(directory, "renew", "--days", "400", "--new-key", str(ssl))
+    assert (result.exit_code, changed()) == (0, ["alice", "bob"])
+    assert result.stderr == (
+        f"certificate {ssl}/eve.cert was not signed by an authority in {directory}\n"
+    )
+    rows = json.loads(_run(directory, "list", "--format", "json").stdout)
+    assert [row["left_days"] for row in rows if row["name"] == "bob"] == [199, 399]
+    ClientCredentials.load(ssl)
+    for place, said in (
+        (ssl / "eve.cert", "was not signed by an authority in"),
+        (directory, "no certificate and key in"),
+        (ssl / "alice.key", "cannot be renewed"),
+    ):
+        result = _run(directory, "renew", str(place))
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
+    result = _run(directory, "renew-ca", "--days", "5000")
+    assert (result.exit_code, result.stdout) == (0, f"{directory}/ca.pem\n")

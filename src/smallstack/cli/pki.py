@@ -7,12 +7,13 @@
                          --method ObjectServer.GetObjects --out /etc/smallstack/hypervisor
     smallstack pki issue alice --group dev --method 'Hypervisor.*'
     smallstack pki list
+    smallstack pki renew --within 30 /etc/smallstack/hypervisor ~/.ssl
 """
 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +23,16 @@ import click
 from smallstack.cli.options import fail
 from smallstack.cli.output import emit_rows, format_option
 from smallstack.identity import pki as authority
+from smallstack.identity.certificate import load
+from smallstack.identity.credentials import find_pairs
+from smallstack.identity.decision import match
+from smallstack.identity.errors import ForeignCertificateError, NoPairError
+from smallstack.proto.methods import METHODS
 from smallstack.telemetry.errors import SmallStackError, describe
 
 F = TypeVar("F", bound=Callable[..., Any])
 DAYS = click.IntRange(1, 36500)
-COLUMNS = ("name", "groups", "methods", "until", "left_days")
+COLUMNS = ("name", "kind", "groups", "methods", "until", "left_days")
 
 
 def default_directory() -> str:
@@ -74,9 +80,23 @@ def pki(context: click.Context, directory: Path) -> None:
 @_told
 def make_ca(directory: Path, name: str, identity: bool, days: int) -> None:
     """Make the authority: ca.pem, which daemons trust, and ca.key, to be kept."""
-    made = authority.make_ca(directory, name, identity_only=identity, days=days)
-    stem = "identity-ca" if identity else "ca"
-    print(made.directory / f"{stem}.pem")
+    authority.make_ca(directory, name, identity_only=identity, days=days)
+    print(directory / ("identity-ca.pem" if identity else "ca.pem"))
+
+
+@pki.command("renew-ca")
+@click.option("--identity", is_flag=True, help="the one that vouches for identities only")
+@click.option("--days", type=DAYS, default=authority.AUTHORITY_DAYS, show_default=True)
+@click.pass_obj
+@_told
+def renew_ca(directory: Path, identity: bool, days: int) -> None:
+    """Make a later certificate of the authority, by the same key.
+
+    What it has issued stays good. Daemons need the new file; those it is copied to have it in use
+    at the next connection.
+    """
+    authority.renew_ca(directory, identity_only=identity, days=days)
+    print(directory / ("identity-ca.pem" if identity else "ca.pem"))
 
 
 @pki.command("issue")
@@ -112,6 +132,8 @@ def issue(directory: Path, /, **options: Any) -> None:
         raise click.UsageError("--host is for --server")
     if "/" in name:
         raise click.UsageError("a name has no slash in it")
+    if options["identity"] and options["methods"]:
+        raise click.UsageError("methods of a certificate by the --identity authority do not count")
     made_by = authority.Authority.load(directory, options["identity"])
     made = authority.issue(
         made_by,
@@ -122,6 +144,9 @@ def issue(directory: Path, /, **options: Any) -> None:
         names=options["names"],
         days=options["days"],
     )
+    for method in options["methods"]:
+        if not any(match(method, known) for known in METHODS):
+            print(f"no method that is known here matches {method!r}", file=sys.stderr)
     if server:
         made.write_server(out, made_by)
         print(out)
@@ -130,23 +155,73 @@ def issue(directory: Path, /, **options: Any) -> None:
         print(place)
 
 
+@pki.command("renew")
+@click.argument("places", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
+@click.option("--new-key", is_flag=True, help="with a new key: the former may be known to others")
+@click.option("--days", type=DAYS, help="how long it lasts; default: as long as before")
+@click.option(
+    "--within", type=click.IntRange(0), help="only what ends within so many days; else it stays"
+)
+@click.pass_obj
+@_told
+def renew(
+    directory: Path, places: tuple[Path, ...], new_key: bool, days: int | None, within: int | None
+) -> None:
+    """Replace certificates by later ones: same name, groups and methods, same key.
+
+    PLACES are certificates (cert.pem, NAME.cert) or directories of them, where those of other
+    authorities are passed over. A running daemon has its own in use at the next connection.
+    """
+    for place, named in _certificates(places):
+        if within is not None:
+            left = load(place).not_after - time.time()
+            if left > within * 86400:
+                continue
+        try:
+            made = authority.renew(directory, place, days=days, new_key=new_key)
+        except ForeignCertificateError as error:
+            if named:
+                raise
+            print(error, file=sys.stderr)
+            continue
+        print(f"{place}\t{_day(made.not_after)}")
+
+
+def _certificates(places: tuple[Path, ...]) -> Iterator[tuple[Path, bool]]:
+    """The certificates at the places, and whether each was named itself."""
+    for place in places:
+        if not place.is_dir():
+            yield place, True
+            continue
+        pairs = find_pairs(place)
+        if not pairs:
+            raise NoPairError(directory=place)
+        for pair in pairs:
+            yield pair.certificate, False
+
+
 @pki.command("list")
 @format_option()
 @click.pass_obj
 @_told
 def list_issued(directory: Path, output: str) -> None:
-    """List the certificates given out."""
+    """List the authorities and the certificates given out, with the day each ends."""
     now = time.time()
     rows = [
         {
             "name": one.common_name,
+            "kind": kind,
             "groups": sorted(one.groups),
             "methods": sorted(one.methods),
-            "until": time.strftime("%Y-%m-%d", time.gmtime(one.not_after)),
+            "until": _day(one.not_after),
             "left_days": int((one.not_after - now) // 86400),
         }
-        for one in authority.issued(directory)
+        for one, kind in authority.listed(directory)
     ]
     emit_rows(rows, output, COLUMNS)
     if not rows:
         print(f"nothing was issued in {directory}", file=sys.stderr)
+
+
+def _day(moment: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(moment))

@@ -145,12 +145,18 @@ def find_pairs(directory: Path) -> list[Pair]:
         return []
     except OSError as error:
         raise CertificateError(place=directory, detail=describe(error)) from error
-    pairs = []
-    for name in sorted(names):
-        found = "cert.pem" if name == "key.pem" else f"{name.removesuffix('.key')}.cert"
-        if (name == "key.pem" or name.endswith(".key")) and found in names:
-            pairs.append(Pair(directory / found, directory / name))
-    return pairs
+    places = (directory / name for name in sorted(names))
+    pairs = [Pair(place, key) for place in places if (key := key_beside(place))]
+    return [pair for pair in pairs if pair.key.name in names]
+
+
+def key_beside(place: Path) -> Path | None:
+    """Where the key of the certificate ``cert.pem`` or ``X.cert`` is; None for another name."""
+    if place.name == "cert.pem":
+        return place.with_name("key.pem")
+    if place.name.endswith(".cert"):
+        return place.with_name(f"{place.name.removesuffix('.cert')}.key")
+    return None
 
 
 def _ranked(pairs: list[Pair]) -> list[Pair]:

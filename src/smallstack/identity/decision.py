@@ -106,6 +106,11 @@ def match(pattern: str, name: str) -> bool:
     return all(rest is None for rest in tokens[token:])
 
 
+def is_pattern(pattern: str) -> bool:
+    """Whether `match` can ever say yes to it: a malformed one matches nothing."""
+    return _tokens(pattern) is not None
+
+
 _Class = tuple[bool, tuple[tuple[str, str], ...]]
 _Token = _Class | None
 """None is ``*``; else whether the class is negated, and its ranges."""

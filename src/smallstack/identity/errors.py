@@ -16,7 +16,19 @@ class NoCredentialsError(SmallStackError):
 
 
 class CredentialsExpiredError(SmallStackError):
-    """certificate {place} {detail}: renew it, for instance with `smallstack pki issue`"""
+    """certificate {place} {detail}: renew it, for instance with `smallstack pki renew`"""
+
+
+class RenewalError(SmallStackError):
+    """certificate {place} cannot be renewed: {detail}"""
+
+
+class ForeignCertificateError(RenewalError):
+    """certificate {place} was not signed by an authority in {directory}"""
+
+
+class NoPairError(SmallStackError):
+    """no certificate and key in {directory}: they are called cert.pem and key.pem, or NAME.cert and NAME.key"""  # noqa: E501
 
 
 class AuthorityError(SmallStackError):

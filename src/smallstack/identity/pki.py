@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from smallstack.durable import replace_file
@@ -29,7 +31,9 @@ from smallstack.identity.certificate import (
     encode_strings,
     load,
 )
-from smallstack.identity.errors import AuthorityError
+from smallstack.identity.credentials import key_beside, span
+from smallstack.identity.decision import is_pattern
+from smallstack.identity.errors import AuthorityError, ForeignCertificateError, RenewalError
 from smallstack.telemetry.errors import describe
 
 DEFAULT_DAYS = 365
@@ -68,6 +72,16 @@ class Issued(NamedTuple):
                 replace_file(directory / name, source.read_bytes(), 0o644)
 
 
+class Given(NamedTuple):
+    """A certificate of an authority's directory; ``kind`` is one of KINDS."""
+
+    certificate: Certificate
+    kind: str
+
+
+KINDS = ("authority", "identity authority", "server", "user")
+
+
 class Authority:
     """A certificate authority: its certificate and key."""
 
@@ -92,7 +106,44 @@ class Authority:
             ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise AuthorityError(directory=directory, detail="its key is not an elliptic curve's")
+        if key.public_key() != certificate.public_key():
+            raise AuthorityError(
+                directory=directory, detail=f"{stem}.key is not the key of {stem}.pem"
+            )
         return cls(directory, certificate, key)
+
+    @property
+    def not_after(self) -> datetime:
+        """When the authority ends, and with it what it has issued."""
+        return self.certificate.not_valid_after_utc
+
+    def sign(self, builder: x509.CertificateBuilder) -> bytes:
+        """A certificate in PEM, with a copy kept under ``issued/``. Raises AuthorityError."""
+        certificate = builder.sign(self.key, hashes.SHA256())
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        kept = self.directory / "issued"
+        try:
+            kept.mkdir(exist_ok=True, mode=0o700)
+            replace_file(kept / f"{certificate.serial_number:040x}.pem", pem, 0o644)
+        except OSError as error:
+            raise AuthorityError(directory=self.directory, detail=describe(error)) from error
+        return pem
+
+    def builder(
+        self, subject: x509.Name, public: CertificatePublicKeyTypes, lifetime: timedelta
+    ) -> x509.CertificateBuilder:
+        """The beginning of a certificate that ends with the authority if not before.
+
+        Raises AuthorityError when that has ended.
+        """
+        if (left := (self.not_after - datetime.now(UTC)).total_seconds()) <= 0:
+            raise AuthorityError(
+                directory=self.directory,
+                detail=f"it ended {span(-left)} ago: renew it with `smallstack pki renew-ca`",
+            )
+        return _builder(
+            subject, self.certificate.subject, public, min(lifetime, timedelta(seconds=left))
+        )
 
 
 def make_ca(
@@ -109,22 +160,30 @@ def make_ca(
         raise AuthorityError(directory=directory, detail=f"{stem}.key is there already")
     key = ec.generate_private_key(_P256)
     subject = _common_name(directory, name)
-    public = key.public_key()
-    builder = (
-        _builder(subject, subject, public, days)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
-        .add_extension(_usage(authority=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-    )
-    certificate = builder.sign(key, hashes.SHA256())
+    certificate = _self_signed(subject, key, days)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(directory / f"{stem}.key", _key_pem(key), 0o600)
         pem = certificate.public_bytes(serialization.Encoding.PEM)
         replace_file(directory / f"{stem}.pem", pem, 0o644)
+        replace_file(directory / f"{stem}.key", _key_pem(key), 0o600)  # the last: now it is there
     except OSError as error:
         raise AuthorityError(directory=directory, detail=describe(error)) from error
     return Authority(directory, certificate, key)
+
+
+def renew_ca(
+    directory: Path, *, identity_only: bool = False, days: int = AUTHORITY_DAYS
+) -> Authority:
+    """A later certificate of the same authority: same name, same key, so that what it has issued
+    stays good. Raises AuthorityError."""
+    former = Authority.load(directory, identity_only)
+    certificate = _self_signed(former.certificate.subject, former.key, days)
+    try:
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        replace_file(directory / f"{_stem(identity_only)}.pem", pem, 0o644)
+    except OSError as error:
+        raise AuthorityError(directory=directory, detail=describe(error)) from error
+    return Authority(directory, certificate, former.key)
 
 
 def issue(
@@ -145,18 +204,21 @@ def issue(
     ASCII.
     """
     for method in methods:
-        if not re.fullmatch(r"[^.\s]+\.[^.\s]+", method):
+        if not re.fullmatch(r"[^.\s]+\.[^.\s]+", method) or not is_pattern(method):
             raise AuthorityError(
                 directory=authority.directory,
                 detail=f"method {method!r} is not Service.Method, such as 'Hypervisor.*'",
             )
+    for group in groups:
+        if not group or any(char < " " for char in group):
+            raise AuthorityError(directory=authority.directory, detail=f"{group!r} is no group")
     key = ec.generate_private_key(_P256)
     subject = _common_name(authority.directory, common_name)
     usages = [ExtendedKeyUsageOID.SERVER_AUTH] if server else []
     if not server or methods or groups:
         usages.append(ExtendedKeyUsageOID.CLIENT_AUTH)
     builder = (
-        _builder(subject, authority.certificate.subject, key.public_key(), days)
+        authority.builder(subject, key.public_key(), timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -169,28 +231,104 @@ def issue(
     for oid, values in ((METHODS_OID, methods), (GROUPS_OID, groups)):
         if values:
             try:
-                text = encode_strings(values)
+                text = encode_strings([*dict.fromkeys(values)])  # each once
             except UnicodeEncodeError as error:
                 raise AuthorityError(
                     directory=authority.directory, detail=f"{error.object!r} is not UTF-8"
                 ) from None
             value = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), text)
             builder = builder.add_extension(value, critical=False)
-    certificate = builder.sign(authority.key, hashes.SHA256())
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    kept = authority.directory / "issued"
+    return Issued(authority.sign(builder), _key_pem(key))
+
+
+def renew(
+    directory: Path, place: Path, *, days: int | None = None, new_key: bool = False
+) -> Certificate:
+    """Replace a certificate by a later one of the same subject and extensions; what it is now.
+
+    ``place`` is the file of its PEM, its key is beside it (see `key_beside`) and stays unless
+    there is to be a ``new_key``. Without ``days`` it lasts as long as the former one did. It has to
+    be of an authority of ``directory``. Raises RenewalError, AuthorityError.
+
+    The key is replaced first: who is killed between the two leaves a pair that does not match,
+    which the same call puts right.
+    """
     try:
-        kept.mkdir(exist_ok=True, mode=0o700)
-        replace_file(kept / f"{certificate.serial_number:040x}.pem", pem, 0o644)
+        former = x509.load_pem_x509_certificate(place.read_bytes())
+        extensions = list(former.extensions)
+    except (OSError, ValueError) as error:
+        raise RenewalError(place=place, detail=describe(error)) from error
+    authority = _issuer(directory, former)
+    if authority is None:
+        raise ForeignCertificateError(place=place, directory=directory)
+    key_place = key_beside(place)
+    if key_place is None:
+        raise RenewalError(place=place, detail="name it cert.pem or NAME.cert, its key is sought")
+    public = former.public_key()
+    key = ec.generate_private_key(_P256) if new_key else None
+    if key is not None:
+        public = key.public_key()
+    elif _public_key(key_place) != public:
+        raise RenewalError(
+            place=place, detail=f"{key_place} is not its key: renew it with a new key"
+        )
+    lifetime = former.not_valid_after_utc - former.not_valid_before_utc - _CLOCK_SKEW
+    if days is not None:
+        lifetime = timedelta(days=days)
+    builder = authority.builder(former.subject, public, lifetime)
+    for extension in extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    pem = authority.sign(builder)
+    try:
+        if key is not None:
+            replace_file(key_place, _key_pem(key), 0o600)
+        replace_file(place, pem, 0o644)
     except OSError as error:
-        raise AuthorityError(directory=authority.directory, detail=describe(error)) from error
-    return Issued(pem, _key_pem(key))
+        raise RenewalError(place=place, detail=describe(error)) from error
+    return load(place)
 
 
-def issued(directory: Path) -> list[Certificate]:
-    """Every certificate an authority's directory has given out, by name and end of life."""
-    found = [load(place) for place in (directory / "issued").glob("*.pem")]
-    return sorted(found, key=lambda one: (one.common_name, one.not_after))
+def _issuer(directory: Path, certificate: x509.Certificate) -> Authority | None:
+    """The authority of a directory that has signed a certificate. Raises AuthorityError."""
+    for identity_only in (False, True):
+        if not (directory / f"{_stem(identity_only)}.pem").exists():
+            continue
+        authority = Authority.load(directory, identity_only)
+        try:
+            certificate.verify_directly_issued_by(authority.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return authority
+    return None
+
+
+def _public_key(place: Path) -> object:
+    try:
+        return serialization.load_pem_private_key(place.read_bytes(), None).public_key()
+    except (OSError, ValueError, TypeError) as error:
+        raise RenewalError(place=place, detail=describe(error)) from error
+
+
+def listed(directory: Path) -> list[Given]:
+    """The authorities of a directory and every certificate they have issued: the authorities
+    first, then by name and end of life. Raises CertificateError."""
+    found = []
+    for kind, name in zip(KINDS[:2], ("ca.pem", "identity-ca.pem"), strict=True):
+        if (directory / name).exists():
+            found.append(Given(load(directory / name), kind))
+    issued = [Given(load(place), _kind(place)) for place in (directory / "issued").glob("*.pem")]
+    return found + sorted(
+        issued, key=lambda one: (one.certificate.common_name, one.certificate.not_after)
+    )
+
+
+def _kind(place: Path) -> str:
+    certificate = x509.load_pem_x509_certificate(place.read_bytes())
+    try:
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return "user"
+    return "server" if ExtendedKeyUsageOID.SERVER_AUTH in usages else "user"
 
 
 def _stem(identity_only: bool) -> str:
@@ -198,7 +336,7 @@ def _stem(identity_only: bool) -> str:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name, issuer: x509.Name, public: CertificatePublicKeyTypes, lifetime: timedelta
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -208,7 +346,20 @@ def _builder(
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(now + lifetime)
+    )
+
+
+def _self_signed(
+    subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+) -> x509.Certificate:
+    public = key.public_key()
+    return (
+        _builder(subject, subject, public, timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
+        .add_extension(_usage(authority=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .sign(key, hashes.SHA256())
     )
 
 
@@ -240,11 +391,13 @@ def _general_name(authority: Authority, name: str) -> x509.GeneralName:
 
 def _common_name(directory: Path, name: str) -> x509.Name:
     try:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        if name.isprintable():
+            return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     except ValueError:
-        raise AuthorityError(
-            directory=directory, detail="a name has 1 to 64 bytes of UTF-8 (X.520)"
-        ) from None
+        pass
+    raise AuthorityError(
+        directory=directory, detail="a name has 1 to 64 bytes of UTF-8 (X.520), all printable"
+    )
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -112,7 +112,9 @@ class Cloud:
             "key_file": str(self._keys / name / "key.pem"),
         }
 
-    async def start_image_server(self, *, insecure: bool = False, **flags: str) -> None:
+    async def start_image_server(
+        self, *, insecure: bool = False, anybody_reads: bool = False, **flags: str
+    ) -> None:
         """Start it."""
         command = [sys.executable, "-m", "smallstack.cli.smallstack", "imageserver"]
         state = {"state_dir": str(self.directory / "imageserver"), **self._tls("imageserver")}
@@ -120,6 +122,8 @@ class Cloud:
             command += ["--" + name.replace("_", "-"), value]
         if insecure:
             command.append("--insecure")
+        if anybody_reads:
+            command.append("--allow-unauthenticated-reads")
         log = self.directory / "imageserver.log"
         self.image_server = await start_daemon("imageserver", command, log, self.directory)
 

@@ -8,8 +8,9 @@ import asyncio
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +29,10 @@ from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.proto.image import Image
 from smallstack.proto.kinds import Time
 from smallstack.proto.methods import METHODS, Method, Shape
-from smallstack.proto.vm import Address, LocalVmInfo, LocalVolume, VmInfo, Volume
+from smallstack.proto.vm import Address, LocalVmInfo, LocalVolume, Subnet, VmInfo, Volume
 from smallstack.srpc import framing
 from smallstack.srpc.client import Client, dial
-from smallstack.srpc.errors import AccessDeniedError, CallError
+from smallstack.srpc.errors import AccessDeniedError, CallError, CertificateRequiredError
 from tests.integration.cloud import IMAGE_PORT, PORT, SUBNET, Cloud
 
 pytestmark = pytest.mark.root
@@ -199,8 +200,73 @@ VM: Final = "198.51.100.2"
 OWN_VM: Final = {"DestroyVm": 20, "DiscardVmAccessToken": 40, "BecomePrimaryVmOwner": 60}
 """What allowed callers really do: each to a VM of its own, from this address on."""
 TOKEN_SECONDS: Final = 600
+UPGRADE: Final = framing.UPGRADE.decode()
 TEAM: Final = "team"
 GROUP: Final = "crew"
+
+# In which subnets a caller may have a VM: those without users and groups are everybody's.
+SUBNETS: Final = """
+#                           test      users     groups    both
+identity only               y         n         n         n
+owner                       y         y         n         y
+group member                y         n         y         y
+other user                  y         n         n         n
+method power                y         y         y         y
+trusted user                y         y         y         y
+trusted group               y         y         y         y
+hypervisor owner            y         y         y         y
+hypervisor owner's group    y         y         y         y
+powers given up             y         n         n         n
+powers over others          y         n         n         n
+"""
+GATEWAYS: Final = {"users": "203.0.113.1", "groups": "192.0.2.1", "both": "203.0.113.129"}
+
+# What needs no certificate where reads are open to anybody; of the image server it is whatever
+# checks, finds, gets or lists.
+OPEN_READS: Final = {
+    UPGRADE,
+    "Hypervisor.GetCapacity",
+    "Hypervisor.GetVmInfo",
+    "Hypervisor.GetVmInfos",
+    "Hypervisor.GetVmLastPatchLog",
+    "Hypervisor.ListSubnets",
+    "Hypervisor.ListVMs",
+    "ImageServer.CheckDirectory",
+    "ImageServer.CheckImage",
+    "ImageServer.FindLatestImage",
+    "ImageServer.GetFilteredImageUpdates",
+    "ImageServer.GetImage",
+    "ImageServer.GetImageArchive",
+    "ImageServer.GetImageComputedFiles",
+    "ImageServer.GetImageExpiration",
+    "ImageServer.GetImageInodes",
+    "ImageServer.GetImageUpdates",
+    "ImageServer.GetImageUsageEstimate",
+    "ImageServer.GetObjectStatisticsForImages",
+    "ImageServer.GetReplicationMaster",
+    "ImageServer.ListDirectories",
+    "ImageServer.ListImages",
+    "ImageServer.ListSelectedImages",
+    "ImageServer.ListUnreferencedObjects",
+    "ObjectServer.CheckObjects",
+    "ObjectServer.GetCompressedObjects",
+    "ObjectServer.GetObjects",
+}
+
+
+def mac_of(ip: IPv4Address) -> str:
+    return (b"\x52\x54" + ip.packed).hex(":")
+
+
+def restricted(name: str) -> Subnet:
+    """One of GATEWAYS, for those it is called after."""
+    return Subnet(
+        id=name,
+        ip_gateway=GATEWAYS[name],
+        ip_mask="255.255.255.128",
+        allowed_users=[] if name == "groups" else ["olga"],
+        allowed_groups=[] if name == "users" else [GROUP],
+    )
 
 
 @dataclass
@@ -299,7 +365,7 @@ class Site(Cloud):
         identity = pki.make_ca(self._keys / "ca", identity_only=True)
         stranger = pki.make_ca(self._keys / "other-ca", "SmallStack CA")
         everything = ["*.*"]
-        for name, user, groups, methods, authority in (
+        wanted = [
             ("wrong CA", "eve", [GROUP], everything, stranger),
             ("identity only", "ida", [], everything, identity),
             ("owner", "olga", [], [], self._authority),
@@ -311,32 +377,40 @@ class Site(Cloud):
             ("hypervisor owner", "hans", [], [], self._authority),
             ("hypervisor owner's group", "hugo", ["site"], [], self._authority),
             ("powers given up", "root", [], everything, self._authority),
-        ):
-            pki.issue(authority, user, groups=groups, methods=methods).write(self._keys / name)
-        for name in METHODS:
-            service = name.partition(".")[0]
-            own = [METHODS[name].power] if service else ["Any.Thing"]
-            others = [f"{s}.*" for s in ("Hypervisor", "ImageServer", "ObjectServer", "Logger")]
-            with suppress(ValueError):
-                others.remove(f"{service}.*")
-            for kind, methods in (("method power", own), ("powers over others", others)):
-                pki.issue(self._authority, "op", methods=methods).write(self._keys / kind / name)
+        ]
+        powers = {method.power for method in METHODS.values()} - {UPGRADE}
+        for power in powers:
+            wanted.append((f"method power/{power}", "op", [], [power], self._authority))
+            others = sorted(powers - {power})
+            wanted.append((f"powers over others/{power}", "op", [], others, self._authority))
+
+        def make(name: str, user: str, groups: list[str], methods: list[str], by: Any) -> None:
+            pki.issue(by, user, groups=groups, methods=methods).write(self._keys / name)
+
+        with ThreadPoolExecutor(16) as pool:  # they wait for the disk, and can do so together
+            list(pool.map(lambda one: make(*one), wanted))
         state = Store(self.state)
         state.prepare()
         addresses = [self._write_vm(state, VM)]
         addresses += [
             self._write_vm(state, own_vm(method, caller)) for method in OWN_VM for caller in CALLERS
         ]
-        (self.state / POOL_FILE).write_bytes(to_json(PoolRecord(registered=addresses)))
-        (self.state / SUBNETS_FILE).write_bytes(b"[" + to_json(SUBNET) + b"]")
+        free = [
+            Address(ip_address=str(ip), mac_address=mac_of(ip))
+            for gateway in (SUBNET.ip_gateway, *GATEWAYS.values())
+            for ip in (IPv4Address(gateway) + 100, IPv4Address(gateway) + 101)
+        ]
+        pool_file = self.state / POOL_FILE
+        pool_file.write_bytes(to_json(PoolRecord(free=free, registered=addresses + free)))
+        subnets = [SUBNET, *(restricted(name) for name in GATEWAYS)]
+        (self.state / SUBNETS_FILE).write_bytes(b"[" + b",".join(map(to_json, subnets)) + b"]")
         owners = hypervisor.ChangeOwnersRequest(owner_users=["hans"], owner_groups=["site"])
         (self.state / OWNERS_FILE).write_bytes(to_json(owners))
 
     def _write_vm(self, store: Store, ip: str) -> Address:
         """A VM on its way elsewhere: nothing can be done to it but to destroy it."""
-        mac = f"52:54:c6:33:64:{int(ip.rpartition('.')[2]):02x}"
         info = VmInfo(
-            address=Address(ip_address=ip, mac_address=mac),
+            address=Address(ip_address=ip, mac_address=mac_of(IPv4Address(ip))),
             hostname="guest",
             memory_in_mib=128,
             milli_cpus=10,
@@ -368,7 +442,7 @@ class Site(Cloud):
         """The certificate with which somebody calls a method."""
         place = self._keys / caller
         if caller in {"method power", "powers over others"}:
-            place /= method
+            place /= METHODS[method].power if method != UPGRADE else "Hypervisor.CreateVm"
         return Pair(place / "cert.pem", place / "key.pem")
 
     async def add_images(self) -> None:
@@ -488,8 +562,22 @@ async def outcome(client: Client, method: Method, ask: Ask) -> tuple[str, str, b
         return "?", str(error), True
 
 
-async def test_every_method_by_every_caller(site: Site) -> None:
+def ports_of(method: Method) -> list[int]:
+    """Of the daemons that have it."""
+    if method.service in {"", "Logger"}:
+        return [PORT, IMAGE_PORT]
+    return [PORT if method.service == "Hypervisor" else IMAGE_PORT]
+
+
+async def test_who_may_do_what(site: Site) -> None:
     assert EXPECTED.keys() == METHODS.keys(), "a row for each method"
+    await check_methods(site)
+    await check_subnets(site)
+    await check_open_reads(site)
+
+
+async def check_methods(site: Site) -> None:
+    """Every method, by every kind of caller."""
     connections = Connections(site)
     async with site.client(ClientCredentials(site.pair("owner", ""))) as client:
         before = await client.get_vm_info(VM)
@@ -510,10 +598,7 @@ async def test_every_method_by_every_caller(site: Site) -> None:
     found: Counter[str] = Counter()
     for name, row in EXPECTED.items():
         method = METHODS[name]
-        ports = [IMAGE_PORT] if method.service in {"ImageServer", "ObjectServer"} else [PORT]
-        if method.service in {"", "Logger"}:
-            ports = [PORT, IMAGE_PORT]
-        for port in ports:
+        for port in ports_of(method):
             for caller in CALLERS:
                 ask = Ask(method, caller, tokens, cookie)
                 column = FURTHER.get(caller, (caller, caller))[port == IMAGE_PORT]
@@ -553,3 +638,63 @@ async def test_every_method_by_every_caller(site: Site) -> None:
         f"the VM or image, {found['y'] + found['u']} let through, of which {found['u']} are "
         f"not supported yet; {found['?']} unknown"
     )
+
+
+async def check_subnets(site: Site) -> None:
+    """A VM that does not fit asks for an address in a subnet, as its first or its second."""
+    connections = Connections(site)
+    header, *rows = (line.split("  ") for line in SUBNETS.strip().splitlines())
+    names = [name.strip() for name in header[1:] if name.strip()]
+    checks = 0
+    for caller, *cells in rows:
+        expected = dict(zip(names, (cell.strip() for cell in cells if cell.strip()), strict=True))
+        client = await connections.get(caller, "Hypervisor.CreateVm", PORT)
+        for name in names:
+            for subnets in ([name], ["test", name]):
+                if name == "test" and len(subnets) > 1:
+                    continue
+                request = hypervisor.CreateVmRequest(
+                    vm_info=VmInfo(
+                        hostname="guest",
+                        image_name="none",
+                        memory_in_mib=1 << 40,
+                        milli_cpus=10,
+                        subnet_id=subnets[0],
+                        secondary_subnet_ids=subnets[1:],
+                    )
+                )
+                async with client.raw("Hypervisor.CreateVm") as conn:
+                    conn.encode(request)
+                    await conn.flush()
+                    while not (text := (await conn.decode(hypervisor.CreateVmResponse)).error):
+                        pass
+                said = "y" if "memory" in text else "n"
+                assert text == f"no access to subnet: {name}" or said == "y", text
+                assert said == expected[name], f"{caller} in {subnets}: {text}"
+                checks += 1
+    await connections.close()
+    print(f"{checks} checks of subnets")
+
+
+async def check_open_reads(site: Site) -> None:
+    """Who shows no certificate has nothing, and what is open to anybody once that is asked for."""
+    for port in (PORT, IMAGE_PORT):
+        with pytest.raises(CertificateRequiredError):
+            await dial(("127.0.0.1", port), None)
+    await site.stop_hypervisor()
+    assert site.image_server is not None
+    await site.image_server.stop()
+    options: dict[str, Any] = {**site.trust, "allow_unauthenticated_reads": "true"}
+    await asyncio.gather(
+        site.start_image_server(anybody_reads=True, **site.trust), site.start_hypervisor(**options)
+    )
+    checks = 0
+    for name, method in METHODS.items():
+        for port in ports_of(method):
+            async with await dial(("127.0.0.1", port), None) as client:
+                letter, said, _ = await outcome(client, method, Ask(method, "anybody", {}, b""))
+                expected = {"y", "u", "?"} if name in OPEN_READS else {"d", "?"}
+                assert letter in expected, f"{name} by anybody: {letter} ({said})"
+                assert await connects(None, port, name) is False
+                checks += 2
+    print(f"{checks} checks without a certificate, where reads are open")

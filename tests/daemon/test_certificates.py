@@ -52,7 +52,7 @@ class Files:
         return ClientCredentials.load(self.directory / name)
 
     def certificates(self) -> Certificates:
-        return Certificates(self.pair, self.ca, "", self.metrics)
+        return Certificates(self.pair, self.ca, None, self.metrics)
 
     def value(self, name: str, /, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"smallstack_{name}", labels)
@@ -143,6 +143,22 @@ async def test_what_cannot_be_used_leaves_the_former(
         assert await shown(address, alice) == "server two"
 
 
+async def test_an_identity_authority_may_come_later(files: Files) -> None:
+    place = files.directory / "IdentityCA.pem"
+    with pytest.raises(CertificateError, match=r"IdentityCA\.pem"):
+        Certificates(files.pair, files.ca, place, Metrics())
+    certificates = Certificates(files.pair, files.ca, place, files.metrics, identity_optional=True)
+    assert (await certificates.server.fresh()).authorities is None
+    identities = pki.make_ca(files.directory / "identities", identity_only=True)
+    place.write_bytes((identities.directory / "identity-ca.pem").read_bytes())
+    subject = files.authority.certificate.subject.public_bytes()
+    assert (await certificates.server.fresh()).authorities == frozenset({subject})
+    place.write_text("broken")
+    assert (await certificates.server.fresh()).authorities is not None
+    place.unlink()
+    assert (await certificates.server.fresh()).authorities is None
+
+
 async def test_a_link_to_other_files(files: Files) -> None:
     """As orchestration mounts secrets: a symlink to a directory that is exchanged."""
     alice = files.user("alice")
@@ -191,7 +207,7 @@ async def test_one_that_was_never_good(files: Files) -> None:
     pki.issue(files.authority, "agent").write(place)
     assert (await agent.fresh()).pair == pair
     with pytest.raises(CertificateError):
-        Certificates(Pair(place / "x", place / "y"), files.ca, "", Metrics())
+        Certificates(Pair(place / "x", place / "y"), files.ca, None, Metrics())
 
 
 async def test_an_expired_client_certificate_waits_for_the_next(

@@ -188,6 +188,8 @@ FURTHER: Final = {
     "hypervisor owner's group": ("method power", "other user"),
     "powers given up": ("other user", "other user"),
     "powers over others": ("other user", "other user"),
+    "other user, by JSON": ("other user", "other user"),
+    "owner, by JSON": ("owner", "owner"),
 }
 CALLERS: Final = (*COLUMNS, *FURTHER)
 NOT_YOURS: Final = (
@@ -440,7 +442,7 @@ class Site(Cloud):
 
     def pair(self, caller: str, method: str) -> Pair:
         """The certificate with which somebody calls a method."""
-        place = self._keys / caller
+        place = self._keys / caller.partition(", by JSON")[0]
         if caller in {"method power", "powers over others"}:
             place /= METHODS[method].power if method != UPGRADE else "Hypervisor.CreateVm"
         return Pair(place / "cert.pem", place / "key.pem")
@@ -472,17 +474,19 @@ class Connections:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._open: dict[tuple[Pair, int], Client] = {}
+        self._open: dict[tuple[Pair, int, bool], Client] = {}
 
     async def get(self, caller: str, method: str, port: int) -> Client:
-        pair = self._site.pair(caller, method)
-        client = self._open.get((pair, port))
+        pair, json = self._site.pair(caller, method), caller.endswith("by JSON")
+        client = self._open.get((pair, port, json))
         if client is None:
-            powers = caller != "powers given up"
             client = await dial(
-                ("127.0.0.1", port), ClientCredentials(pair), use_method_powers=powers
+                ("127.0.0.1", port),
+                ClientCredentials(pair),
+                use_method_powers=caller != "powers given up",
+                endpoints=[framing.TLS_JSON if json else framing.TLS_GOB],
             )
-            self._open[pair, port] = client
+            self._open[pair, port, json] = client
         return client
 
     async def drop(self, client: Client) -> None:

@@ -30,10 +30,19 @@ class Certificates:
     """``server`` is for an `smallstack.srpc.server.Server`, ``client`` for calling others."""
 
     def __init__(
-        self, pair: Pair, authority: Path, identity_authority: str, metrics: Metrics
+        self,
+        pair: Pair,
+        authority: Path,
+        identity_authority: Path | None,
+        metrics: Metrics,
+        *,
+        identity_optional: bool = False,
     ) -> None:
-        """``identity_authority`` is "" when there is none. Raises CertificateError."""
-        identity = Path(identity_authority) if identity_authority else None
+        """``identity_optional``: there need not be such a file, or not all the time.
+
+        Raises CertificateError.
+        """
+        self._files = pair, authority, identity_authority, identity_optional
         self._renewals = metrics.counter(
             "certificate_renewals",
             "Times that changed certificates, keys or authorities came into use, or could not.",
@@ -41,11 +50,8 @@ class Certificates:
         )
         for outcome in ("used", "failed"):
             self._renewals.labels(outcome)
-        self.server = Renewable(
-            lambda: ServerCredentials(pair, authority, identity),
-            [*pair, authority, *([identity] if identity else [])],
-            self._count,
-        )
+        places = [*pair, authority, *([identity_authority] if identity_authority else [])]
+        self.server = Renewable(self._make_server, places, self._count)
         self.client = Renewable(lambda: ClientCredentials(pair), pair)
         self._warned: dict[tuple[str, str], float] = {}
         self._task: asyncio.Task[None] | None = None
@@ -65,6 +71,12 @@ class Certificates:
     def renew(self) -> None:
         """Read the files again, changed or not; raises what keeps them from being used."""
         self.server.renew()
+
+    def _make_server(self) -> ServerCredentials:
+        pair, authority, identity, optional = self._files
+        if identity is not None and optional and not identity.exists():
+            identity = None
+        return ServerCredentials(pair, authority, identity)
 
     def _count(self, used: bool) -> None:
         self._renewals.labels("used" if used else "failed").inc()

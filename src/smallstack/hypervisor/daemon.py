@@ -119,7 +119,10 @@ CPU_CONTROL = Setting(
 )
 CA_FILE = Setting("ca_file", path, Path("/etc/ssl/CA.pem"), "authority of clients' certificates")
 IDENTITY_CA_FILE = Setting(
-    "identity_ca_file", text, "", "authority that vouches for names and groups, not for methods"
+    "identity_ca_file",
+    text,
+    "/etc/ssl/IdentityCA.pem",
+    "authority that vouches for names and groups, not for methods; the default need not exist",
 )
 CERT_FILE = Setting("cert_file", path, Path("/etc/ssl/hypervisor/cert.pem"), "own certificate")
 KEY_FILE = Setting("key_file", path, Path("/etc/ssl/hypervisor/key.pem"), "its key")
@@ -350,7 +353,14 @@ def _cpu_groups(store: Store, control: str) -> CpuGroups | None:
 
 def _certificates(values: Values, runtime: Runtime) -> Certificates:
     pair = Pair(values[CERT_FILE], values[KEY_FILE])
-    return Certificates(pair, values[CA_FILE], values[IDENTITY_CA_FILE], runtime.metrics)
+    identity = values[IDENTITY_CA_FILE]
+    return Certificates(
+        pair,
+        values[CA_FILE],
+        Path(identity) if identity else None,
+        runtime.metrics,
+        identity_optional=values.origin(IDENTITY_CA_FILE) == "default",
+    )
 
 
 @contextmanager

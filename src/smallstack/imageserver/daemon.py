@@ -52,7 +52,10 @@ CA_FILE = Setting(
     "ca_file", settings.path, Path("/etc/ssl/CA.pem"), "authority for users and their rights"
 )
 IDENTITY_CA_FILE = Setting(
-    "identity_ca_file", settings.text, "", "authority for users without rights, if there is one"
+    "identity_ca_file",
+    settings.text,
+    "/etc/ssl/IdentityCA.pem",
+    "authority for users without rights; the default need not exist",
 )
 CERT_FILE = Setting(
     "cert_file", settings.path, Path("/etc/ssl/imageserver/cert.pem"), "this server's certificate"
@@ -265,4 +268,11 @@ async def serve(runtime: Runtime, values: Values) -> None:
 
 def _certificates(values: Values, runtime: Runtime) -> Certificates:
     pair = Pair(values[CERT_FILE], values[KEY_FILE])
-    return Certificates(pair, values[CA_FILE], values[IDENTITY_CA_FILE], runtime.metrics)
+    identity = values[IDENTITY_CA_FILE]
+    return Certificates(
+        pair,
+        values[CA_FILE],
+        Path(identity) if identity else None,
+        runtime.metrics,
+        identity_optional=values.origin(IDENTITY_CA_FILE) == "default",
+    )

@@ -124,6 +124,26 @@ async def test_a_client_that_goes_away_leaves_nothing(serve: Serve, tmp_path: Pa
     assert list((tmp_path / "objects" / ".incoming").iterdir()) == []
 
 
+async def test_who_adds_byte_by_byte_is_given_up(serve: Serve, tmp_path: Path) -> None:
+    """Never silent for long, yet an object takes for ever; between two, time is the client's."""
+    async with (
+        serve(tmp_path, stall_timeout=0.2) as running,
+        running.operator.connect() as client,
+        client.raw("ObjectServer.AddObjects") as conn,
+    ):
+        conn.encode(AddObjectRequest(length=3))
+        conn.write(b"one")
+        await conn.flush()
+        assert (await conn.decode(AddObjectResponse)).hash == digest(b"one")
+        conn.encode(AddObjectRequest(length=1_000_000))
+        gone = asyncio.ensure_future(conn.peer_gone())
+        while not gone.done():
+            conn.write(b"x")
+            conn.push()
+            await asyncio.wait((gone,), timeout=0.02)
+    assert list((tmp_path / "objects" / ".incoming").iterdir()) == []
+
+
 async def test_replies_come_while_the_client_is_silent(serve: Serve, tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as running,

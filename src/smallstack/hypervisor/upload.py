@@ -8,11 +8,10 @@ from typing import Final
 
 from smallstack.outlast import outlast
 from smallstack.srpc.connection import Connection
-from smallstack.srpc.errors import ConnectionClosedError, PeerStalledError
+from smallstack.srpc.errors import ConnectionClosedError
+from smallstack.srpc.pace import Pace
 
 CHUNK: Final = 256 * 1024
-STALL_SECONDS: Final = 60.0
-"""How long a client may send nothing of what it announced."""
 
 
 class Upload:
@@ -21,6 +20,7 @@ class Upload:
     def __init__(self, conn: Connection, size: int) -> None:
         self.left = size
         self._conn = conn
+        self._pace = Pace(conn)
 
     async def pieces(self, count: int) -> AsyncGenerator[bytes, None]:
         """The next ``count`` bytes. Raises ConnectionClosedError, PeerStalledError."""
@@ -56,11 +56,7 @@ class Upload:
                 os.close(fd)
 
     async def _some(self, limit: int) -> bytes:
-        try:
-            async with asyncio.timeout(STALL_SECONDS):
-                data = await self._conn.read_some(min(limit, CHUNK))
-        except TimeoutError:
-            raise PeerStalledError(peer=self._conn.peer_name, seconds=STALL_SECONDS) from None
+        data = await self._pace.read(min(limit, CHUNK))
         if not data:
             detail = f"{self.left} of the bytes it announced are missing"
             raise ConnectionClosedError(peer=self._conn.peer_name, detail=detail)

@@ -25,6 +25,7 @@ from smallstack.proto.objectserver import (
     GetObjectsResponse,
 )
 from smallstack.srpc.errors import ConnectionClosedError
+from smallstack.srpc.pace import Pace
 from smallstack.srpc.server import Call, Handler
 from smallstack.telemetry.errors import SmallStackError
 
@@ -131,13 +132,13 @@ class ObjectService:
                     break
                 batch.append(request)
                 count += 1
-                left = request.length
+                left, pace = request.length, Pace(conn)
                 while left:
-                    if not conn.has_data() and not await conn.more(stall=True):
+                    data = await pace.read(min(left, BATCH))
+                    if not data:
                         raise ConnectionClosedError(
                             peer=conn.peer_name, detail=f"{left} bytes of an object are missing"
                         )
-                    data = await conn.read_some(min(left, BATCH))
                     batch.append(data)
                     left -= len(data)
                     size += len(data)

@@ -200,15 +200,15 @@ class Connection(Stream):
             await self._skip_newline()
         return await super().read_exactly(count)
 
-    async def read_some(self, limit: int = READ_HIGH) -> bytes:
+    async def read_some(self, limit: int = READ_HIGH, *, stall: bool = False) -> bytes:
         """As `Stream.read_some`."""
         if self._late_newline:
-            await self._skip_newline()
-        return await super().read_some(limit)
+            await self._skip_newline(stall)
+        return await super().read_some(limit, stall=stall)
 
-    async def _skip_newline(self) -> None:
+    async def _skip_newline(self, stall: bool = False) -> None:
         """A JSON value and its line feed may come in two pieces; it belongs to the value."""
-        if self._buffer or await self.more():
+        if self._buffer or await self.more(stall):
             self._late_newline = False
             if self._buffer.startswith(b"\n"):
                 self.skip(1)

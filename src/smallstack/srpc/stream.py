@@ -232,13 +232,13 @@ class Stream(asyncio.Protocol):
             elif not await self.more(stall=True):
                 raise self._closed(f"{missing} of {count} bytes are missing")
 
-    async def read_some(self, limit: int = READ_HIGH) -> bytes:
+    async def read_some(self, limit: int = READ_HIGH, *, stall: bool = False) -> bytes:
         """Between 1 and ``limit`` bytes, as soon as there are any; b"" at the end of the stream.
 
-        Raises ConnectionClosedError when the connection broke.
+        Raises ConnectionClosedError when the connection broke, with ``stall`` PeerStalledError.
         """
         while not self._buffer:
-            if not await self.more():
+            if not await self.more(stall):
                 if self._error is not None:
                     raise self._closed("")
                 return b""
@@ -292,15 +292,22 @@ class Stream(asyncio.Protocol):
         if self._since_turn > _TURN:
             self._since_turn = 0
             await asyncio.sleep(0)
+        if self._writing_paused:
+            await self._until_taken()
+        if self._dropped:
+            raise self._closed("")
+
+    async def _until_taken(self) -> None:
+        begun, size = self._loop.time(), self._unsent()
         while self._writing_paused:
             before = self._unsent()
             self._writer = self._loop.create_future()
             if self.patience is None:
                 await self._writer
-            elif not await self.patience.wait(self._writer) and self._unsent() >= before:
-                raise self._stalled(self.patience)
-        if self._dropped:
-            raise self._closed("")
+            elif not await self.patience.wait(self._writer):
+                unsent = self._unsent()
+                if unsent >= before or self.patience.is_over(begun, size - unsent):
+                    raise self._stalled(self.patience)
 
     def flushed(self) -> bool:
         """Send what is queued if the peer takes it at once; otherwise `flush` is to be awaited."""

@@ -49,7 +49,9 @@ async def test_a_brick_that_is_about_to_be_used_stays(
     images = Images(server.address, None, cache)
     roots = Roots([volumes], cache, images, BootLoaders(tmp_path / "loaders"))
     full = SimpleNamespace(usable=lambda _directory: 0, book=SimpleNamespace(on_change=[]))
-    agent = Agent(cast("Parts", SimpleNamespace(roots=roots, ledger=full, book=full.book)))
+    agent = Agent(
+        cast("Parts", SimpleNamespace(roots=roots, ledger=full, book=full.book, wiring=None))
+    )
     image = await images.find("app")
 
     def wanted(ip: str) -> RootWanted:

@@ -25,7 +25,8 @@ async def stopped(cloud: Cloud) -> str:
 def request_of(method: Method, ip: str) -> Any:
     """A request that names a VM, and announces an image where it can."""
     assert method.request is not None
-    fields: dict[str, Any] = {"ip_address": ip, "image_data_size": BEHIND}
+    # Where there is no such interface, WatchDhcp says so: else it would say nothing for a while.
+    fields: dict[str, Any] = {"ip_address": ip, "image_data_size": BEHIND, "interface": "none"}
     known = method.request.__struct_fields__
     return method.request(**{name: fields[name] for name in fields if name in known})
 

@@ -341,6 +341,7 @@ SPECIAL: Final[dict[str, Callable[[Ask], Any]]] = {
         ip_address=ask.ip, enable=True, access_token=ask.token
     ),
     "Hypervisor.ProbeVmPort": lambda ask: hypervisor.ProbeVmPortRequest(ip_address=ask.ip),
+    "Hypervisor.WatchDhcp": lambda _: hypervisor.WatchDhcpRequest(interface="none"),
     "ImageServer.AddImage": lambda _: imageserver.AddImageRequest(image_name=f"{TEAM}/new"),
     "ImageServer.AddImageTrusted": lambda _: imageserver.AddImageRequest(image_name=f"{TEAM}/new"),
     "ImageServer.ChangeImageExpiration": lambda _: imageserver.ChangeImageExpirationRequest(

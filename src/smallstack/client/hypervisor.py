@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from smallstack.client.errors import ServiceError, SourceError
-from smallstack.client.service import Sent, ServiceClient, Source, receive
+from smallstack.client.host_calls import HostCalls
+from smallstack.client.service import Sent, Source, receive
+from smallstack.client.vm_changes import VmChanges
 from smallstack.proto import hypervisor as proto
 from smallstack.proto.vm import Subnet, VmInfo
 from smallstack.srpc.connection import Connection
@@ -17,7 +19,7 @@ from smallstack.srpc.errors import ConnectionClosedError
 SECOND = 1_000_000_000
 
 
-class HypervisorClient(ServiceClient):
+class HypervisorClient(VmChanges, HostCalls):
     """Every method raises ServiceError for what the Hypervisor refuses, CallError for rights."""
 
     service = "Hypervisor"

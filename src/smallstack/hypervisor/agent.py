@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Final
 
 from smallstack.hypervisor.errors import NoVmError, RecordError, VolumeFileError
+from smallstack.hypervisor.external_leases import ExternalLeases
+from smallstack.hypervisor.host_key import HostKey
 from smallstack.hypervisor.images import Images
 from smallstack.hypervisor.imports import Imports
 from smallstack.hypervisor.ledger import Ledger
@@ -67,6 +69,9 @@ class Parts:
     wiring: Wiring
     emulator: Emulator
     imports: Imports
+    key: HostKey
+    identity_provider: str = ""
+    """Where VMs' credentials come from: a base URL."""
 
 
 class Agent:
@@ -88,6 +93,7 @@ class Agent:
         self.acknowledge_seconds = acknowledge_seconds
         self.on_change: list[Callable[[Vm], None]] = []
         self.updates = Updates(self)
+        self.external_leases = ExternalLeases(parts.book, parts.wiring)
         self._nics: dict[str, list[Nic]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._unreadable: set[str] = set()
@@ -160,9 +166,8 @@ class Agent:
         # QEMU has its own copies of the descriptors: the taps live as long as it does.
         for nic in nics:
             asyncio.get_running_loop().run_in_executor(None, nic.tap.close)
-        if vm.info.cpu_priority and machine.cpu_group is None:
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, machine.pid, vm.info.cpu_priority)
+        if machine.cpu_group is None and vm.info.cpu_priority:
+            _renice(machine, vm.info.cpu_priority)
         return machine
 
     async def find(self, vm: Vm) -> Machine | None:
@@ -177,6 +182,16 @@ class Agent:
         except NetworkError as error:
             _log.warning("%s: its network: %s", vm.ip, error)
         return machine
+
+    async def reweigh(self, vm: Vm) -> None:
+        """Have a running machine feel that its share of the processors, or its priority, is
+        another one."""
+        if (machine := vm.machine) is None:
+            return
+        if machine.cpu_group is None:
+            _renice(machine, vm.info.cpu_priority)
+        else:
+            await asyncio.to_thread(self._weigh, vm, machine)
 
     def _weigh(self, vm: Vm, machine: Machine) -> None:
         """Give a machine that was found its share again: its group may have been without."""
@@ -383,3 +398,8 @@ class Agent:
                     continue
                 if path.name not in known:
                     _log.warning("%s belongs to no VM of this agent", path)
+
+
+def _renice(machine: Machine, priority: int) -> None:
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, machine.pid, priority)

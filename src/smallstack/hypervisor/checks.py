@@ -23,6 +23,7 @@ MAX_TEXT = 4096
 """Characters of kernel options."""
 MAX_HOSTNAME, MAX_LABEL = 253, 63
 """Characters of a host name and of what is between its dots (RFC 1035, 2.3.4)."""
+MIN_PRIORITY, MAX_PRIORITY = -20, 19
 MAX_DISK = 1 << 62
 """Bytes of a disk; what the machine has is the ledger's to say."""
 MAX_ROUNDUP = 40
@@ -46,11 +47,8 @@ def check_create(
     words: list[Word] = [volume.interface for volume in info.volumes]
     words += [info.architecture_type, info.console_type, info.firmware_type]
     words += [info.machine_type, info.watchdog_action, info.watchdog_model]
-    for word in words:
-        if not word.is_known:
-            raise RequestError(detail=f"{word.text} {int(word)}: use a value that exists")
-    if info.cpu_priority < 0 and not caller.have_method_access:
-        raise RequestError(detail=f"insufficient privilege to set CpuPriority={info.cpu_priority}")
+    check_known(*words)
+    check_priority(info.cpu_priority, caller)
     if info.memory_in_mib < 1:
         raise RequestError(detail="no memory specified")
     if info.milli_cpus < 1:
@@ -72,6 +70,23 @@ def check_create(
             detail=f"{request.user_data_size} bytes of user data: at most {MAX_USER_DATA}"
         )
     _check_built(request)
+
+
+def check_known(*words: Word) -> None:
+    """Values of enumerations that this version knows. Raises RequestError."""
+    for word in words:
+        if not word.is_known:
+            raise RequestError(detail=f"{word.text} {int(word)}: use a value that exists")
+
+
+def check_priority(priority: int, caller: Caller) -> None:
+    """What setpriority(2) takes; to be before others needs powers. Raises RequestError."""
+    if priority < 0 and not caller.have_method_access:
+        raise RequestError(detail=f"insufficient privilege to set CpuPriority={priority}")
+    if not MIN_PRIORITY <= priority <= MAX_PRIORITY:
+        raise RequestError(
+            detail=f"CpuPriority={priority}: it goes from {MIN_PRIORITY} to {MAX_PRIORITY}"
+        )
 
 
 def check_hostname(hostname: str) -> None:

@@ -27,6 +27,7 @@ from smallstack.hypervisor.agent import ACKNOWLEDGE_SECONDS, Agent, Parts
 from smallstack.hypervisor.create import recover_all
 from smallstack.hypervisor.errors import HypervisorError
 from smallstack.hypervisor.host import GIB, LocalHost
+from smallstack.hypervisor.host_key import HostKey
 from smallstack.hypervisor.image_url import UrlPolicy
 from smallstack.hypervisor.images import Images
 from smallstack.hypervisor.imports import MAX_IMAGE, Imports
@@ -124,6 +125,9 @@ IDENTITY_CA_FILE = Setting(
     "/etc/ssl/IdentityCA.pem",
     "authority that vouches for names and groups, not for methods; the default need not exist",
 )
+IDENTITY_PROVIDER = Setting(
+    "identity_provider", text, "", "base URL of the provider of VMs' credentials"
+)
 CERT_FILE = Setting("cert_file", path, Path("/etc/ssl/hypervisor/cert.pem"), "own certificate")
 KEY_FILE = Setting("key_file", path, Path("/etc/ssl/hypervisor/key.pem"), "its key")
 INSECURE = Setting("insecure", boolean, False, "no TLS, every right for whoever reaches the port")
@@ -157,6 +161,7 @@ SETTINGS: list[Setting[object]] = [
         CPU_CONTROL,
         CA_FILE,
         IDENTITY_CA_FILE,
+        IDENTITY_PROVIDER,
         CERT_FILE,
         KEY_FILE,
         TRUSTED_USERS,
@@ -300,7 +305,20 @@ async def _open_agent(
             None if values[INSECURE] else values[PORT],
         )
         agent = Agent(
-            Parts(store, owners, ledger, book, cache, images, roots, wiring, emulator, imports),
+            Parts(
+                store,
+                owners,
+                ledger,
+                book,
+                cache,
+                images,
+                roots,
+                wiring,
+                emulator,
+                imports,
+                HostKey(store.directory),
+                values[IDENTITY_PROVIDER],
+            ),
             anonymous_creates=values[INSECURE],
         )
         vms.append(agent)

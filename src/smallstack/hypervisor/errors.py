@@ -14,6 +14,14 @@ class NoAccessError(HypervisorError):
     """no access to resource"""
 
 
+class NotLocalError(HypervisorError):
+    """local connection required"""
+
+
+class NoProviderError(HypervisorError):
+    """no identity provider: start the hypervisor with --identity-provider URL"""
+
+
 class NotAuthenticatedError(HypervisorError):
     """no authentication data"""
 
@@ -139,3 +147,7 @@ class CrashedError(HypervisorError):
 
 class SubnetInUseError(HypervisorError):
     """cannot delete subnet: {subnet}: VM {ip} is in it; destroy the VM first"""
+
+
+class ExternalLeaseError(HypervisorError):
+    """cannot lease {ip}: {detail}"""

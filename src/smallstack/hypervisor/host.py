@@ -17,6 +17,8 @@ class Space:
     available: int
     device: int = 0
     """Tells file systems apart."""
+    free: int = 0
+    """What root can still take."""
 
 
 class Host(Protocol):
@@ -69,6 +71,7 @@ class LocalHost:
             found.f_blocks * found.f_frsize,
             found.f_bavail * found.f_frsize,
             directory.stat().st_dev,
+            found.f_bfree * found.f_frsize,
         )
 
     def written(self, file: Path) -> int:

@@ -180,6 +180,18 @@ class Ledger:
         if memory_mib >= available:
             raise AvailableMemoryError(asked=memory_mib, left=available)
 
+    def resize(self, ip: str, info: VmInfo) -> None:
+        """Give a VM as much memory and processors as ``info`` says: what is more must be left.
+
+        Raises CpuError, UnallocatedMemoryError, AvailableMemoryError; then nothing has changed.
+        """
+        holding = self.holdings[ip]
+        if (more := info.milli_cpus - holding.milli_cpus) > 0:
+            self.check_cpus(more)
+        if (more := memory_of(info) - holding.memory_mib) > 0:
+            self.check_memory(more)
+        holding.milli_cpus, holding.memory_mib = info.milli_cpus, memory_of(info)
+
     def place(
         self,
         ip: str,

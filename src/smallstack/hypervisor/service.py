@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from smallstack.hypervisor.agent import Agent
+from smallstack.hypervisor.methods.access import Access
 from smallstack.hypervisor.methods.addressing import Addressing
+from smallstack.hypervisor.methods.changing import Changing
 from smallstack.hypervisor.methods.creating import Creating
+from smallstack.hypervisor.methods.host import HostMethods
 from smallstack.hypervisor.methods.later import Later
 from smallstack.hypervisor.methods.looking import Looking
 from smallstack.hypervisor.methods.power import Power
@@ -18,7 +21,18 @@ from smallstack.hypervisor.methods.user_data import UserData
 from smallstack.srpc.server import Handler
 from smallstack.steps import PointHook
 
-_TOPICS: Final = (Addressing, Later, Looking, Power, Reaching, Updating, UserData)
+_TOPICS: Final = (
+    Access,
+    Addressing,
+    Changing,
+    HostMethods,
+    Later,
+    Looking,
+    Power,
+    Reaching,
+    Updating,
+    UserData,
+)
 
 
 class Service:

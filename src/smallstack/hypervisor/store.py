@@ -5,6 +5,7 @@
     <state>/uuid                    32 hex digits
     <state>/root-cookie             32 random bytes, new at every start
     <state>/disabled                there: no creates, no starts
+    <state>/key.pem                 see host_key.py
     <state>/address-pool.json       see network.book
     <state>/subnets.json
     <state>/owners.json             see owners.py                                    (ours)
@@ -154,12 +155,31 @@ class VmDirectory:
         """Where new user data are written before `swap_user_data`."""
         return self.path / (USER_DATA + ".new")
 
+    @property
+    def old_user_data(self) -> Path:
+        """What they were before the latest change; there may be none."""
+        return self.path / (USER_DATA + ".old")
+
+    def restore_user_data(self) -> None:
+        """Put the old user data back. Raises OSError, FileNotFoundError when there are none."""
+        self.old_user_data.replace(self.user_data)
+        sync_directory(self.path)
+
+    def discard_old_user_data(self) -> None:
+        """Forget the old user data; none are fine. Raises OSError."""
+        self.old_user_data.unlink(missing_ok=True)
+        sync_directory(self.path)
+
+    def read_request(self) -> CreateVmRequest:
+        """What was asked for; see `write_request`. Raises RecordError, FileNotFoundError."""
+        return read_record(self.path / REQUEST, CreateVmRequest)
+
     def swap_user_data(self) -> None:
         """Put the new user data in place; the former become ``.old``. There are always some.
 
         Raises OSError.
         """
-        new, old = self.new_user_data, self.path / (USER_DATA + ".old")
+        new, old = self.new_user_data, self.old_user_data
         fd = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -201,18 +221,36 @@ class Store:
                 private_directory(path)
             if not (self.directory / "uuid").exists():
                 replace_file(self.directory / "uuid", secrets.token_hex(16).encode() + b"\n")
-            replace_file(self.directory / "root-cookie", secrets.token_bytes(32), PRIVATE)
+            replace_file(self.root_cookie, secrets.token_bytes(32), PRIVATE)
         except OSError as error:
             raise RecordError(action="use", path=self.directory, detail=describe(error)) from error
 
     def close(self) -> None:
         """The agent ends in good order."""
-        (self.directory / "root-cookie").unlink(missing_ok=True)
+        self.root_cookie.unlink(missing_ok=True)
+
+    @property
+    def root_cookie(self) -> Path:
+        """Who can read this file is root of this machine."""
+        return self.directory / "root-cookie"
+
+    @property
+    def disabled_file(self) -> Path:
+        """The mark of a disabled Hypervisor."""
+        return self.directory / "disabled"
 
     @property
     def disabled(self) -> bool:
         """Whether creates and starts are refused."""
-        return (self.directory / "disabled").exists()
+        return self.disabled_file.exists()
+
+    def disable(self, disable: bool) -> None:
+        """Refuse creates and starts from now on, or no more. Raises OSError."""
+        if disable:
+            self.disabled_file.touch()
+        else:
+            self.disabled_file.unlink(missing_ok=True)
+        sync_directory(self.directory)
 
     def vm(self, ip: str) -> VmDirectory:
         """The directory of a VM, whether it exists or not."""

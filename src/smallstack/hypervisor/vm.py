@@ -11,19 +11,32 @@ to be refused is refused at once. Reads look at ``record`` and wait for nobody.
     machine ──► UP FAILED and its ends ────────────────┼─► queue ─► table ─► record ─► action
     agent   ──► FIND EXPIRE ───────────────────────────┘
 
+What changes the record stands in that queue as well: nothing happens to a VM while it is changed.
+Whatever takes long (copying a volume) holds the VM instead: then requests are refused at once, and
+a destruction that is due comes afterwards.
+
 A state is on disk before its action begins, where a crash in between would matter: START. A full
 disk refuses a START and nothing else: stopping and destroying are the ways out of it.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, TypeVar
 
-from smallstack.hypervisor.errors import DiskError, NoAccessError, NoVmError, StateError
-from smallstack.hypervisor.states import STOP_TIMEOUT, Action, Event, rule
+from smallstack.hypervisor.errors import (
+    BlockedError,
+    DiskError,
+    NoAccessError,
+    NoVmError,
+    StateError,
+)
+from smallstack.hypervisor.runtime import Runtime
+from smallstack.hypervisor.states import REQUESTS, STOP_TIMEOUT, Action, Event, rule
 from smallstack.hypervisor.store import AgentRecord, VmDirectory, to_json
 from smallstack.machine.errors import MachineError
 from smallstack.machine.lifecycle import ExitReason
@@ -40,6 +53,8 @@ _log = logging.getLogger("smallstack.hypervisor")
 RELAUNCH_INTERVAL = 1.0
 """Seconds between two launches of a guest that reboots by itself, at least."""
 TOKEN_BYTES = 32
+PUT_OFF: Final = (Event.DESTROY, Event.EXPIRE)
+T = TypeVar("T")
 
 _END_EVENTS = {
     ExitReason.GUEST_SHUTDOWN: Event.GUEST_SHUTDOWN,
@@ -51,25 +66,6 @@ _END_EVENTS = {
 }
 
 
-class Runtime(Protocol):
-    """What a VM's task has done for it; see runtime.py."""
-
-    async def launch(self, vm: "Vm") -> Machine:
-        """Network and machine; when it raises, nothing of either is left."""
-
-    async def find(self, vm: "Vm") -> Machine | None:
-        """The machine an earlier run of the agent left, with its network entered again."""
-
-    async def ended(self, vm: "Vm", reason: ExitReason) -> None:
-        """The machine is gone: take the network down."""
-
-    async def delete(self, vm: "Vm") -> None:
-        """Everything on disk goes, then the addresses become free."""
-
-    def changed(self, vm: "Vm") -> None:
-        """The record has changed; called on the loop, returns at once."""
-
-
 @dataclass
 class _Item:
     """One entry of the queue."""
@@ -77,6 +73,16 @@ class _Item:
     event: Event
     accepted: "asyncio.Future[Any] | None" = None
     error: Exception | None = None
+
+
+@dataclass
+class _Work:
+    """Another kind: what is done between two events."""
+
+    work: Callable[[], Awaitable[Any]]
+    accepted: "asyncio.Future[Any]"
+    stopped: bool
+    holding: bool
 
 
 @dataclass(eq=False)
@@ -98,7 +104,11 @@ class Vm:
     """Why the last launch failed."""
 
     def __post_init__(self) -> None:
-        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Item | _Work] = asyncio.Queue()
+        self._held = False
+        self._put_off: list[_Item] = []
+        """Ends that nobody refuses, due when the VM is held no more."""
+        self._token_timer: asyncio.TimerHandle | None = None
         self._children: set[asyncio.Task[None]] = set()
         self._launching: asyncio.Task[None] | None = None
         self._launched: asyncio.Future[None] | None = None
@@ -143,7 +153,7 @@ class Vm:
     @property
     def blocked(self) -> bool:
         """Whether something has the VM for a while; until then nobody may change it."""
-        return self.in_creation
+        return self.in_creation or self._held
 
     def check_access(self, caller: Caller, token: bytes = b"") -> None:
         """Raises NoAccessError unless the caller has powers, owns the VM or has its token."""
@@ -153,6 +163,11 @@ class Vm:
             return
         if caller.groups.isdisjoint(self.info.owner_groups):
             raise NoAccessError
+
+    def require_stopped(self) -> None:
+        """Raises StateError."""
+        if self.state is not State.STOPPED:
+            raise StateError(text="VM is not stopped")
 
     def _owners(self) -> list[str]:
         return self.info.owner_users
@@ -229,6 +244,82 @@ class Vm:
         finally:
             new.unlink(missing_ok=True)
 
+    # Changing what it is.
+
+    async def apply(
+        self, work: Callable[[], Awaitable[T]], *, stopped: bool = False, holding: bool = False
+    ) -> T:
+        """Have the VM's task do something short between two events; what comes of it.
+
+        ``stopped``: only while the VM is; ``holding``: by whom holds it. Raises StateError,
+        BlockedError, NoVmError, and what ``work`` raises.
+        """
+        if self._gone:
+            raise NoVmError(ip=self.ip)
+        accepted: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Work(work, accepted, stopped, holding))
+        return await accepted
+
+    async def change(
+        self,
+        edit: Callable[[LocalVmInfo], None],
+        *,
+        stopped: bool = False,
+        holding: bool = False,
+    ) -> None:
+        """Have the record edited, a copy of it: on disk, then for everybody. See `apply`.
+
+        Raises DiskError, and what ``edit`` raises; then nothing has changed.
+        """
+
+        async def work() -> None:
+            await self.replace_record(edit)
+
+        await self.apply(work, stopped=stopped, holding=holding)
+
+    async def replace_record(self, edit: Callable[[LocalVmInfo], None]) -> None:
+        """As `change`, from within the ``work`` of `apply`."""
+        record = deepcopy(self.record)
+        edit(record)
+        if record == self.record:
+            return
+        await self._write(record)
+        self.record = record
+        self._tell()
+
+    @asynccontextmanager
+    async def hold(self, *, stopped: bool = False) -> AsyncIterator[None]:
+        """Have the VM for oneself: others read it, and are refused what would change it.
+
+        Raises StateError, BlockedError, NoVmError.
+        """
+
+        async def take() -> None:
+            self._held = True
+
+        await self.apply(take, stopped=stopped)
+        try:
+            yield
+        finally:
+            self._held = False
+            put_off, self._put_off = self._put_off, []
+            for item in put_off:
+                self._queue.put_nowait(item)
+
+    def grant_token(self, token: bytes, seconds: float) -> None:
+        """Who has this token has the VM, for so long. Raises StateError while one is out."""
+        if self.access_token:
+            raise StateError(text="someone else has the access token")
+        self.access_token = token
+        self._token_timer = asyncio.get_running_loop().call_later(seconds, self.discard_token)
+
+    def discard_token(self) -> None:
+        """It is worth nothing any more."""
+        self.access_token = b""
+        if self._token_timer is not None:
+            self._token_timer.cancel()
+            self._token_timer = None
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds, looking after every change of state, or it is gone."""
         while not condition() and not self._gone:
@@ -248,7 +339,10 @@ class Vm:
             while not self._gone:
                 item = await self._queue.get()
                 try:
-                    await self._handle(item)
+                    if isinstance(item, _Work):
+                        await self._do(item)
+                    else:
+                        await self._handle(item)
                 except Exception as error:
                     self._fail(item, error)
         finally:
@@ -256,13 +350,33 @@ class Vm:
 
     async def save(self) -> None:
         """Write the record. Raises DiskError."""
-        data = to_json(self.record)
+        await self._write(self.record)
+
+    async def _write(self, record: LocalVmInfo) -> None:
+        data = to_json(record)
         try:
             await asyncio.to_thread(self.directory.write, data, sync=self.durable)
         except OSError as error:
             raise DiskError(path=self.directory.path, detail=describe(error)) from error
 
+    async def _do(self, item: _Work) -> None:
+        if self._held and not item.holding:
+            raise BlockedError
+        if item.stopped:
+            self.require_stopped()
+        if self.state is State.DESTROYING:
+            raise StateError(text="VM is destroying")
+        result = await item.work()
+        if not item.accepted.done():
+            item.accepted.set_result(result)
+
     async def _handle(self, item: _Item) -> None:
+        if self._held:
+            if item.event in PUT_OFF and (item.accepted is None or item.event is Event.EXPIRE):
+                self._put_off.append(item)
+                return
+            if item.event in REQUESTS and item.event is not Event.ACKNOWLEDGE:
+                raise BlockedError
         found = rule(self.state, item.event)
         if found.refusal:
             raise StateError(text=found.refusal)
@@ -454,12 +568,12 @@ class Vm:
     def _put(self, event: Event, error: Exception | None = None) -> None:
         self._queue.put_nowait(_Item(event, error=error))
 
-    def _fail(self, item: _Item, error: Exception) -> None:
-        if item.accepted is None:
-            if not isinstance(error, StateError):
-                _log.error("%s: %s: %s", self.ip, item.event.value, describe(error))
-        elif not item.accepted.done():
-            item.accepted.set_exception(error)
+    def _fail(self, item: _Item | _Work, error: Exception) -> None:
+        if item.accepted is not None:
+            if not item.accepted.done():
+                item.accepted.set_exception(error)
+        elif isinstance(item, _Item) and not isinstance(error, StateError):
+            _log.error("%s: %s: %s", self.ip, item.event.value, describe(error))
 
     def _expire_now(self) -> None:
         _log.warning("%s: VM was not acknowledged, destroying", self.ip)
@@ -486,6 +600,7 @@ class Vm:
 
     async def _close(self) -> None:
         """End every task beside this one; whoever waits in the queue is told."""
+        self.discard_token()
         if self._expiry is not None:
             self._expiry.cancel()
         children = [task for task in self._children if not task.done()]
@@ -495,8 +610,10 @@ class Vm:
             await asyncio.wait(children)
         if self.machine is not None:
             await self.machine.release()
+        left: list[_Item | _Work] = [*self._put_off]
         while not self._queue.empty():
-            item = self._queue.get_nowait()
+            left.append(self._queue.get_nowait())
+        for item in left:
             if item.accepted is not None and not item.accepted.done():
                 item.accepted.set_exception(NoVmError(ip=self.ip))
 

@@ -124,6 +124,12 @@ class Wiring:
         for port in self._ports(info):
             await self._network.adopt(port, lease=lease)
 
+    def rename(self, info: VmInfo) -> None:
+        """Have a connected VM told its new host name by DHCP."""
+        for address, _ in addresses_of(info):
+            if address.ip_address:
+                self.dhcp.rename(address.ip_address, info.hostname)
+
     async def disconnect(self, info: VmInfo, *, keep_lease: bool = False) -> None:
         """Take the ports of a VM away. What was never connected is fine."""
         for address, _ in addresses_of(info):

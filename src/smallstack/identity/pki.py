@@ -6,7 +6,7 @@ and under ``issued/`` a copy of every certificate given out. Keys are ECDSA on P
 TLS handshake of client and server together was the fastest measured (1.28 ms, against 1.32 ms with
 Ed25519 and 1.53 ms with RSA 2048; OpenSSL 3.0).
 
-Only this module loads the cryptography package; clients never do.
+Only this module and keys.py load the cryptography package; clients never do.
 """
 
 import re

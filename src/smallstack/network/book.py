@@ -6,7 +6,8 @@ then takes effect; an error leaves disk and memory as they were.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,12 @@ class AddressBook:
 
             path = self.directory / SUBNETS_FILE
             await _write(path, reported, list[Subnet], take_effect)
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """Have every change wait."""
+        async with self._lock:
+            yield
 
     def list_subnets(self) -> list[Subnet]:
         """Every subnet, by id."""

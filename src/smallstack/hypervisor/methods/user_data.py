@@ -1,5 +1,6 @@
 """The user data of a VM."""
 
+import asyncio
 from collections.abc import Mapping
 
 from smallstack.hypervisor.errors import RequestError
@@ -26,8 +27,10 @@ class UserData(Methods):
     def handlers(self) -> Mapping[str, Handler]:
         """By method name."""
         return {
+            "DiscardVmOldUserData": answering(self._discard),
             "GetVmUserData": opening(self._get),
             "ReplaceVmUserData": answering(self._replace),
+            "RestoreVmUserData": answering(self._restore),
         }
 
     async def _get(self, call: Call, request: proto.GetVmUserDataRequest) -> Stream:
@@ -67,3 +70,20 @@ class UserData(Methods):
             await upload.drain()
             raise
         return proto.ReplaceVmUserDataResponse()
+
+    async def _restore(
+        self, call: Call, request: proto.RestoreVmUserDataRequest
+    ) -> proto.RestoreVmUserDataResponse:
+        directory = self._mine(call, request.ip_address).directory
+        try:
+            await asyncio.to_thread(directory.restore_user_data)
+        except FileNotFoundError:
+            raise RequestError(detail="there are no old user data to restore") from None
+        return proto.RestoreVmUserDataResponse()
+
+    async def _discard(
+        self, call: Call, request: proto.DiscardVmOldUserDataRequest
+    ) -> proto.DiscardVmOldUserDataResponse:
+        directory = self._mine(call, request.ip_address).directory
+        await asyncio.to_thread(directory.discard_old_user_data)
+        return proto.DiscardVmOldUserDataResponse()

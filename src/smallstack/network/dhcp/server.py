@@ -14,7 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
 
 from smallstack.network.dhcp.frame import SERVER_PORT, datagram
@@ -135,6 +135,14 @@ class DhcpServer:
                     "DHCP lease %s of %s gives way to %s of %s", old.ip, mac_text(old.mac), ip, mac
                 )
                 self._give_up(old.ip)
+
+    def rename(self, ip: str, hostname: str) -> None:
+        """Give the lease of an address another host name; who waits for it goes on waiting.
+
+        It need not be known. Raises BadIpError."""
+        lease = self.leases.get(parse_ip(ip))
+        if lease is not None:
+            self.leases.add(replace(lease, hostname=hostname))
 
     def remove_lease(self, ip: str) -> None:
         """Answer no more for this address, and cancel who waits for it; it need not be known."""

@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from hmac import compare_digest
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -159,7 +160,7 @@ class Vm:
         """Raises NoAccessError unless the caller has powers, owns the VM or has its token."""
         if caller.have_method_access or (caller.username and caller.username in self._owners()):
             return
-        if len(self.access_token) >= TOKEN_BYTES and self.access_token == token:
+        if len(self.access_token) >= TOKEN_BYTES and compare_digest(self.access_token, token):
             return
         if caller.groups.isdisjoint(self.info.owner_groups):
             raise NoAccessError

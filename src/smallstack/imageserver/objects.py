@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, Final
 
+from smallstack.imageserver.bandwidth import test_bandwidth
 from smallstack.imageserver.references import HOLD_SECONDS, References
 from smallstack.objects.errors import ObjectCorruptError, ObjectError
 from smallstack.objects.packed import PIECE, pack
@@ -58,6 +59,7 @@ class ObjectService:
             "CheckObjects": self.check_objects,
             "GetCompressedObjects": self.get_compressed_objects,
             "GetObjects": self.get_objects,
+            "TestBandwidth": test_bandwidth,
         }
 
     async def check_objects(self, call: Call, request: CheckObjectsRequest) -> CheckObjectsResponse:

@@ -25,15 +25,19 @@ from smallstack.proto.objectserver import (
     GetObjectsRequest,
     GetObjectsResponse,
 )
+from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import ConnectionClosedError
 from smallstack.srpc.pace import Pace
 from smallstack.srpc.server import Call, Handler
+from smallstack.srpc.slots import Slots
 from smallstack.telemetry.errors import SmallStackError
 
 BATCH: Final = PIECE
 BATCH_OBJECTS: Final = 64
 GET_SLOTS: Final = 100
 """Transfers at a time; more wait for a slot."""
+USER_GET_SLOTS: Final = 50
+"""Of one user; all Hypervisors may be one."""
 _log = logging.getLogger("smallstack.imageserver")
 
 
@@ -45,12 +49,16 @@ class ObjectService:
     ) -> None:
         """Added objects are held for ``hold_seconds`` after the call that added them."""
         self.store = store
-        self.slots_used = 0
         self.bytes_sent = 0
         self.bytes_received = 0
         self._references = references
         self._hold_seconds = hold_seconds
-        self._slots = asyncio.Semaphore(GET_SLOTS)
+        self._slots = Slots(GET_SLOTS, USER_GET_SLOTS)
+
+    @property
+    def slots_used(self) -> int:
+        """Transfers at this moment."""
+        return self._slots.used
 
     def handlers(self) -> Mapping[str, Handler]:
         """For `Server.register`."""
@@ -86,19 +94,15 @@ class ObjectService:
         packed: bool,
     ) -> None:
         conn = call.conn
-        async with self._slots:
-            self.slots_used += 1
-            try:
-                sizes = await asyncio.to_thread(self._sizes, hashes)
-                missing = [h for h, size in zip(hashes, sizes, strict=True) if not size]
-                if missing:
-                    conn.encode(response(response_string=_unknown(missing)))
-                    return
-                await conn.encode_in_thread(response(object_sizes=sizes))
-                await conn.flush()
-                await self._send(call, hashes, sizes, packed)
-            finally:
-                self.slots_used -= 1
+        async with self._slots.hold(call.peer.username or call.peer.remote_host):
+            sizes = await asyncio.to_thread(self._sizes, hashes)
+            missing = [h for h, size in zip(hashes, sizes, strict=True) if not size]
+            if missing:
+                conn.encode(response(response_string=_unknown(missing)))
+                return
+            await conn.encode_in_thread(response(object_sizes=sizes))
+            await conn.flush()
+            await self._send(conn, hashes, sizes, packed)
 
     async def add_objects(self, call: Call) -> None:
         """Objects until one of length 0; a reply each, in order."""
@@ -164,17 +168,16 @@ class ObjectService:
         return [self.store.size(hash_) or 0 for hash_ in hashes]
 
     async def _send(
-        self, call: Call, hashes: Sequence[Hash], sizes: Sequence[int], packed: bool
+        self, conn: Connection, hashes: Sequence[Hash], sizes: Sequence[int], packed: bool
     ) -> None:
-        conn = call.conn
+        pace = Pace(conn)
         sender = _Sender(self.store, hashes, sizes, packed)
         reading = asyncio.ensure_future(asyncio.to_thread(sender.next))
         try:
             while data := await asyncio.shield(reading):
                 reading = asyncio.ensure_future(asyncio.to_thread(sender.next))
-                conn.write(data)
                 self.bytes_sent += len(data)
-                await conn.flush()
+                await pace.write(data)
         finally:
             await asyncio.wait([reading])
             if not reading.cancelled():

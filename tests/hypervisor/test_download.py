@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from aiohttp.abc import AbstractResolver
 
-from smallstack.hypervisor import download, lookups
+from smallstack.daemon import lookups
+from smallstack.daemon.lookups import USER_LOOK_UPS, LookUps
+from smallstack.hypervisor import download
 from smallstack.hypervisor.download import Transfer, Validators, open_url
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy, parse_image_url
-from smallstack.hypervisor.lookups import USER_LOOK_UPS, LookUps
 from smallstack.identity import pki
 from tests.hypervisor.web import HERE, Asked, Server, file, head, redirect, says, serving
 

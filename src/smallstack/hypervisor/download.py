@@ -17,15 +17,15 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from socket import AddressFamily
 from typing import Final
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from smallstack.daemon.hosts import Allowed
+from smallstack.daemon.lookups import NameLookUpError
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy
-from smallstack.hypervisor.lookups import NameLookUpError
 from smallstack.telemetry.errors import describe
 
 STALL_SECONDS: Final = 60.0
@@ -91,7 +91,7 @@ async def open_url(
         except OSError as error:
             detail = f"--image-ca-file {policy.ca_file}: {describe(error)}"
             raise ImageUrlError(url=url.url, detail=detail) from error
-    allowed = _Allowed(policy, names)
+    allowed = Allowed(policy, names)
     connector = aiohttp.TCPConnector(resolver=allowed, ssl=context, force_close=True)
     async with aiohttp.ClientSession(
         connector=connector,
@@ -261,28 +261,6 @@ class _Requests:
             except ImageUrlError as error:
                 raise self.error(error.detail) from None
         raise self.error(f"it redirects more than {MAX_REDIRECTS} times")
-
-
-class _Allowed(AbstractResolver):
-    """Looks names up, and leaves addresses out that are not allowed."""
-
-    def __init__(self, policy: UrlPolicy, names: AbstractResolver) -> None:
-        self._policy = policy
-        self._names = names
-
-    async def resolve(
-        self, host: str, port: int = 0, family: AddressFamily = AddressFamily.AF_INET
-    ) -> list[ResolveResult]:
-        """Raises OSError, UnicodeError, NameLookUpError."""
-        found = await self._names.resolve(host, port, family)
-        allowed = [entry for entry in found if self._policy.admits(host, entry["host"])]
-        if not allowed:
-            detail = "its address is this machine's own or a link-local one, see --image-url-hosts"
-            raise NameLookUpError(host=host, detail=detail)
-        return allowed
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 def _status(response: aiohttp.ClientResponse) -> str:

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from smallstack.daemon.lookups import LookUps
 from smallstack.hypervisor.download import Transfer, Validators, open_url
 from smallstack.hypervisor.errors import NoStorageError, SpaceError, StorageIndexError
 from smallstack.hypervisor.host import GIB, format_bytes
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy, parse_image_url
 from smallstack.hypervisor.ledger import Ledger
-from smallstack.hypervisor.lookups import LookUps
 from smallstack.hypervisor.roots import Roots, full_disk
 from smallstack.outlast import outlast
 from smallstack.telemetry.errors import describe

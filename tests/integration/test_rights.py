@@ -583,7 +583,11 @@ async def test_who_may_do_what(site: Site) -> None:
     assert EXPECTED.keys() == METHODS.keys(), "a row for each method"
     await check_methods(site)
     await check_subnets(site)
+    await check_new_owners(site)
     await check_open_reads(site)
+    connections = Connections(site)
+    await check_owners(connections, "otto")  # over the restart
+    await connections.close()
 
 
 async def check_methods(site: Site) -> None:
@@ -679,6 +683,26 @@ async def check_subnets(site: Site) -> None:
                 checks += 1
     await connections.close()
     print(f"{checks} checks of subnets")
+
+
+async def check_new_owners(site: Site) -> None:
+    """Others become the Hypervisor's owners: at once, on connections that are there already."""
+    connections = Connections(site)
+    await check_owners(connections, "hans")
+    async with site.client() as client:
+        request = hypervisor.ChangeOwnersRequest(owner_users=["otto"])
+        await client.checked("ChangeOwners", request, hypervisor.ChangeOwnersResponse)
+    await check_owners(connections, "otto")
+    await connections.close()
+
+
+async def check_owners(connections: Connections, owner: str) -> None:
+    """Who of the two is the owner has powers."""
+    method = METHODS["Hypervisor.SetDisabledState"]
+    for user, caller in (("hans", "hypervisor owner"), ("otto", "other user")):
+        client = await connections.get(caller, method.name, PORT)
+        letter, said, _ = await outcome(client, method, Ask(method, caller, {}, b""))
+        assert letter == ("y" if user == owner else "d"), (user, said)
 
 
 async def check_open_reads(site: Site) -> None:

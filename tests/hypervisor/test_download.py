@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver
 from smallstack.daemon import lookups
 from smallstack.daemon.lookups import USER_LOOK_UPS, LookUps
 from smallstack.hypervisor import download
-from smallstack.hypervisor.download import Transfer, Validators, open_url
+from smallstack.hypervisor.download import PIECE, Transfer, Validators, open_url
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy, parse_image_url
 from smallstack.identity import pki
 from tests.hypervisor.web import HERE, Asked, Server, file, head, redirect, says, serving
@@ -67,6 +67,24 @@ async def test_a_file() -> None:
         for path in ("/x", "/chunked", "/twice"):
             assert await fetch(server, path) == DATA
         assert {asked.headers["accept-encoding"] for asked in server.asked} == {"identity"}
+
+
+async def test_no_piece_is_larger_than_one() -> None:
+    async def few_and_then_many(_asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(head("200 OK", f"Content-Length: {len(DATA)}"))
+        for start in range(0, len(DATA), PIECE + 1000):
+            writer.write(DATA[start : start + 1000])
+            for _ in range(10):  # the client takes these first
+                await asyncio.sleep(0)
+            writer.write(DATA[start + 1000 : start + 1000 + PIECE])
+            await writer.drain()
+
+    async with serving() as server:
+        server.answers["/x"] = few_and_then_many
+        async with begin(parse_image_url(server.url("/x"))) as transfer:
+            pieces = [piece async for piece in transfer.pieces()]
+        assert b"".join(pieces) == DATA
+        assert max(map(len, pieces)) <= PIECE
 
 
 async def test_what_is_known_is_asked_for() -> None:
@@ -190,7 +208,9 @@ async def test_what_ends_a_part_ends_no_image() -> None:
                 await fetched(1_000_000, "*", chunked=chunked)
             with pytest.raises(ImageUrlError, match="was cut off after"):
                 await fetched(1000, str(len(DATA)), chunked=chunked)
-        with pytest.raises(ImageUrlError, match="its server announced 4000000 bytes and sends more"):
+        with pytest.raises(
+            ImageUrlError, match="its server announced 4000000 bytes and sends more"
+        ):
             await fetched(len(DATA), str(len(DATA)), chunked=True, more=1)
 
 

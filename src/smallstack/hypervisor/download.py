@@ -195,7 +195,7 @@ class _Remote(Transfer):
         try:
             async with asyncio.timeout(STALL_SECONDS):
                 while size < BLOCK:
-                    data = await self.response.content.read(PIECE)
+                    data = await self.response.content.read(PIECE - size)
                     if not data:
                         return b"".join(parts), "", True
                     parts.append(data)
@@ -243,7 +243,9 @@ class _Remote(Transfer):
             raise self._requests.error(other)
         size = _length(self.response)
         if size not in {None, end - at}:
-            raise self._requests.error(f"its server sends {size} bytes and calls them {said[:80]!r}")
+            raise self._requests.error(
+                f"its server sends {size} bytes and calls them {said[:80]!r}"
+            )
         return end, length
 
 

@@ -31,8 +31,9 @@ from smallstack.hypervisor.roots import Roots, full_disk
 from smallstack.outlast import outlast
 from smallstack.telemetry.errors import describe
 from smallstack.volumes.brick import Brick, BrickStore, imported_key
+from smallstack.volumes.confined import User
 from smallstack.volumes.errors import DiskImageError
-from smallstack.volumes.foreign.convert import STEP, User, convert, flatten
+from smallstack.volumes.foreign.convert import STEP, convert, flatten
 from smallstack.volumes.foreign.formats import DiskFormat
 from smallstack.volumes.foreign.intake import Intake
 from smallstack.volumes.foreign.sparse import SparseFile

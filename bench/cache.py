@@ -44,6 +44,7 @@ from smallstack.objects.cache import BATCH, INDEX, ObjectCache
 from smallstack.objects.check import check_objects
 from smallstack.objects.index import Index
 from smallstack.objects.intake import Intake
+from smallstack.objects.packs import Packs
 from smallstack.objects.peer import Compression, PeerSource
 from smallstack.objects.store import ObjectStore
 from smallstack.settings import cache_directory
@@ -171,10 +172,11 @@ def _ways(
         # A fifth at a time, so that the bytes are not all in memory.
         store, index = ObjectStore(where, with_blake3=True, flat=True), Index(where / INDEX)
         index.load()
+        packs = Packs(where, ())
         seconds = 0.0
         for start in range(0, len(order), 4096):
             data = b"".join(_read(name) for name in names[start : start + 4096])
-            intake = Intake(store, index, order[start : start + 4096], "memory")
+            intake = Intake(store, index, order[start : start + 4096], "memory", packs)
             seconds += _timed(lambda: _feed(intake, data))  # noqa: B023 - it is over before
         index.close()
         store.close()
@@ -217,7 +219,7 @@ def _feed(intake: Intake, data: bytes) -> None:
     view = memoryview(data)
     for start in range(0, len(data), BATCH):
         intake.feed(bytes(view[start : start + BATCH]))
-    intake.abort()
+    intake.finish()
     if intake.error is not None:
         raise intake.error
 

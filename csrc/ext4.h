@@ -59,23 +59,39 @@ struct ss_ext4_params {
     uint32_t reserved_percent;
 };
 
+/* What is known of an object. */
+struct ss_ext4_object {
+    uint8_t blake3[32];
+    uint64_t pack;   /* the number of the file it lies in with others, 0: one of its own */
+    uint64_t offset; /* of its first byte in that */
+};
+
 /* Where the bytes of regular files come from. */
 struct ss_ext4_source {
     void *context;
-    /* A descriptor (read from its offset 0, then closed), or a negative errno. */
-    int (*open)(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE]);
-    /* The BLAKE3 of the objects of `count` inodes, 32 bytes each; NULL: nothing is checked. */
-    int (*digests)(void *context, const uint32_t *inodes, uint32_t count, uint8_t *digests);
+    /* A descriptor, or a negative errno. `object` is NULL where nothing is known. That of a pack stays
+     * the context's and good until the next call, any other is read from its byte 0, then closed. */
+    int (*open)(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE],
+                const struct ss_ext4_object *object);
+    /* What is known of the objects of `count` inodes; NULL: nothing is checked. */
+    int (*facts)(void *context, const uint32_t *inodes, uint32_t count,
+                 struct ss_ext4_object *objects);
 };
 
-/* Where objects are stored: <2 hex>/<2 hex>/<124 hex> below a directory, or flat. */
+/* Where objects are stored: <2 hex>/<2 hex>/<124 hex> below a directory, or flat, or .packs/<number>.
+ * To begin with all but the directory is zero. */
 struct ss_ext4_objects {
     int directory;   /* its descriptor */
     unsigned levels; /* 1: flat, <2 hex>/<126 hex>; 2; the other is tried too, and remembered */
+    uint64_t pack;   /* whose descriptor is kept; 0: none */
+    int pack_fd;
 };
 
 /* Opens stored objects; `context` is a pointer to a struct ss_ext4_objects. */
-int ss_ext4_open_stored(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE]);
+int ss_ext4_open_stored(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE],
+                        const struct ss_ext4_object *object);
+/* Closes what is kept open. */
+void ss_ext4_close_stored(struct ss_ext4_objects *objects);
 
 /* `fd` is a fresh file, at least `offset` + size bytes long (holes read as zeros). */
 int ss_ext4_write(int fd, uint64_t offset, const struct ss_tree *tree,

@@ -16,20 +16,20 @@ int ss_files_open(struct ss_files *files)
     memset(files, 0, sizeof *files);
     files->fd = -1;
     files->wanted = malloc(SS_FILES_BATCH * sizeof *files->wanted);
-    files->digests = malloc((size_t)SS_FILES_BATCH * SS_BLAKE3_SIZE);
-    return files->wanted == NULL || files->digests == NULL ? -ENOMEM : 0;
+    files->objects = malloc(SS_FILES_BATCH * sizeof *files->objects);
+    return files->wanted == NULL || files->objects == NULL ? -ENOMEM : 0;
 }
 
 void ss_files_free(struct ss_files *files)
 {
     free(files->wanted);
-    free(files->digests);
+    free(files->objects);
     files->wanted = NULL;
-    files->digests = NULL;
+    files->objects = NULL;
 }
 
-/* Files come up in the order of the tree, so the digests of the next ones can be asked for. */
-static int fetch_digests(struct ss_files *files, struct ss_plan *plan, uint32_t index)
+/* Files come up in the order of the tree, so the next ones can be asked about together. */
+static int fetch_facts(struct ss_files *files, struct ss_plan *plan, uint32_t index)
 {
     const struct ss_tree *tree = plan->tree;
 
@@ -37,7 +37,7 @@ static int fetch_digests(struct ss_files *files, struct ss_plan *plan, uint32_t 
     for (uint32_t i = index; i < tree->inode_count && files->have < SS_FILES_BATCH; i++)
         if (plan->facts.links[i] > 0 && ss_tree_size(&tree->inodes[i]) > 0)
             files->wanted[files->have++] = i;
-    int rc = plan->source->digests(plan->source->context, files->wanted, files->have, files->digests);
+    int rc = plan->source->facts(plan->source->context, files->wanted, files->have, files->objects);
     return rc < 0 ? ss_plan_fail(plan, rc, SS_EXT4_OBJECT_OPEN, index) : 0;
 }
 
@@ -46,20 +46,24 @@ int ss_files_begin(struct ss_files *files, struct ss_plan *plan, uint32_t index)
     const struct ss_inode *inode = &plan->tree->inodes[index];
     int rc;
 
-    if (plan->source->digests != NULL && files->next == files->have &&
-        (rc = fetch_digests(files, plan, index)) < 0)
+    if (plan->source->facts != NULL && files->next == files->have &&
+        (rc = fetch_facts(files, plan, index)) < 0)
         return rc;
+    const struct ss_ext4_object *object =
+        plan->source->facts != NULL ? &files->objects[files->next] : NULL;
     files->index = index;
     files->size = inode->size;
     files->done = 0;
     files->small = false;
-    files->fd = plan->source->open(plan->source->context, index, inode->hash);
+    files->packed = object != NULL && object->pack != 0;
+    files->base = files->packed ? object->offset : 0;
+    files->fd = plan->source->open(plan->source->context, index, inode->hash, object);
     if (files->fd < 0) {
         rc = files->fd;
         files->fd = -1;
         return ss_plan_fail(plan, rc, SS_EXT4_OBJECT_OPEN, index);
     }
-    if (plan->source->digests != NULL)
+    if (plan->source->facts != NULL)
         ss_blake3_start(&files->hash);
     return 0;
 }
@@ -73,14 +77,14 @@ static int wrong(struct ss_plan *plan, enum ss_ext4_what what, uint32_t index, u
 
 static const uint8_t *expected(const struct ss_files *files)
 {
-    return files->digests + (size_t)files->next * SS_BLAKE3_SIZE;
+    return files->objects[files->next].blake3;
 }
 
 /* Exactly `length` bytes from byte files->done on. */
 static int read_all(struct ss_files *files, struct ss_plan *plan, uint8_t *to, size_t length)
 {
     while (length > 0) {
-        ssize_t got = pread(files->fd, to, length, (off_t)files->done);
+        ssize_t got = pread(files->fd, to, length, (off_t)(files->base + files->done));
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
@@ -102,7 +106,7 @@ static void pass_hole(struct ss_files *files, const struct ss_plan *plan, uint64
         to = files->size;
     while (files->done < to) {
         uint64_t part = to - files->done < sizeof zeros ? to - files->done : sizeof zeros;
-        if (plan->source->digests != NULL)
+        if (plan->source->facts != NULL)
             ss_blake3_update(&files->hash, zeros, part);
         files->done += part;
     }
@@ -128,7 +132,7 @@ static int copy_small(struct ss_files *files, struct ss_plan *plan, struct ss_si
         return rc;
     memset(to + size, 0, padded - size);
     sink->now.fill += padded;
-    if (plan->source->digests != NULL) {
+    if (plan->source->facts != NULL) {
         files->small = true;
         ss_sink_expect(sink, files->index, to, size, expected(files));
     }
@@ -141,7 +145,7 @@ static int share(struct ss_files *files, struct ss_plan *plan, struct ss_sink *s
 {
     struct file_clone_range range = {
         .src_fd = files->fd,
-        .src_offset = files->done,
+        .src_offset = files->base + files->done,
         .src_length = length,
         .dest_offset = sink->offset + sink->now.position,
     };
@@ -174,7 +178,7 @@ static int64_t copy_shared(struct ss_files *files, struct ss_plan *plan, struct 
 
     if (files->unshared || length < SHARE_FROM)
         return 0;
-    if (fstat(files->fd, &at) < 0 || (uint64_t)at.st_size < files->done + length)
+    if (fstat(files->fd, &at) < 0 || (uint64_t)at.st_size < files->base + files->done + length)
         return 0; /* a short one is told of by whoever reads it */
     if ((rc = flush(plan, sink)) < 0)
         return rc;
@@ -185,7 +189,7 @@ static int64_t copy_shared(struct ss_files *files, struct ss_plan *plan, struct 
         size_t part = length - passed < sink->room ? length - passed : sink->room;
         if ((rc = read_all(files, plan, sink->now.buffer, part)) < 0)
             return rc;
-        if (plan->source->digests != NULL)
+        if (plan->source->facts != NULL)
             ss_blake3_update(&files->hash, sink->now.buffer, part);
         passed += part;
     }
@@ -216,7 +220,7 @@ int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *
         uint8_t *to = sink->now.buffer + sink->now.fill;
         if ((rc = read_all(files, plan, to, bytes)) < 0)
             return rc;
-        if (plan->source->digests != NULL)
+        if (plan->source->facts != NULL)
             ss_blake3_update(&files->hash, to, bytes);
         memset(to + bytes, 0, part - bytes);
         sink->now.fill += part;
@@ -227,9 +231,10 @@ int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *
 
 int ss_files_end(struct ss_files *files, struct ss_plan *plan, int rc)
 {
-    close(files->fd);
+    if (!files->packed)
+        close(files->fd);
     files->fd = -1;
-    if (plan->source->digests == NULL || rc < 0)
+    if (plan->source->facts == NULL || rc < 0)
         return rc;
     if (!files->small) {
         uint8_t digest[SS_BLAKE3_SIZE];

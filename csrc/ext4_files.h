@@ -18,14 +18,16 @@ enum { SS_FILES_BATCH = 1024 };
 struct ss_files {
     /* the file at hand */
     int fd;
+    bool packed;         /* the descriptor is the source's */
     uint32_t index;
     uint64_t size, done; /* bytes; done: read, or passed as a hole */
+    uint64_t base;       /* its first byte in what is open */
     bool small;          /* the sink checks it, together with others */
     bool unshared;       /* blocks cannot be shared here: it was tried */
     struct ss_blake3 hash;
-    /* digests of the next regular files, fetched many at a time */
+    /* what is known of the next regular files, fetched many at a time */
     uint32_t *wanted; /* SS_FILES_BATCH tree indexes */
-    uint8_t *digests; /* 32 bytes each */
+    struct ss_ext4_object *objects;
     uint32_t have, next;
 };
 

@@ -13,7 +13,8 @@
 
 enum {
     FAST_SYMLINK = 60,       /* shorter targets stand in the inode */
-    SPARSE_FROM = 64 * 1024, /* smaller files are not looked at for holes */
+    /* Smaller files are not looked at for holes: those of a cache lie in packs, which have none. */
+    SPARSE_FROM = (1 << 20) + EXT4_BLOCK,
     MAX_SPANS = 1 << 20      /* of all sparse files; what comes later is written as data */
 };
 
@@ -230,7 +231,7 @@ static int look_at_file(struct ss_plan *plan, uint32_t index)
         plan->data_blocks += blocks_of(size);
         return 0;
     }
-    int fd = plan->source->open(plan->source->context, index, inode->hash);
+    int fd = plan->source->open(plan->source->context, index, inode->hash, NULL);
     if (fd < 0)
         return ss_plan_fail(plan, fd, SS_EXT4_OBJECT_OPEN, index);
     int rc = 0;

@@ -2,6 +2,8 @@
  * last. */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -324,11 +326,37 @@ static int open_object(const struct ss_ext4_objects *objects, const uint8_t hash
     return fd < 0 ? -errno : fd;
 }
 
-int ss_ext4_open_stored(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE])
+void ss_ext4_close_stored(struct ss_ext4_objects *objects)
+{
+    if (objects->pack != 0)
+        close(objects->pack_fd);
+    objects->pack = 0;
+}
+
+static int open_pack(struct ss_ext4_objects *objects, uint64_t pack)
+{
+    char path[32];
+
+    if (objects->pack == pack)
+        return objects->pack_fd;
+    ss_ext4_close_stored(objects);
+    snprintf(path, sizeof path, ".packs/%" PRIu64, pack);
+    int fd = openat(objects->directory, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return -errno;
+    objects->pack = pack;
+    objects->pack_fd = fd;
+    return fd;
+}
+
+int ss_ext4_open_stored(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE],
+                        const struct ss_ext4_object *object)
 {
     struct ss_ext4_objects *objects = context, other = *objects;
 
     (void)inode;
+    if (object != NULL && object->pack != 0)
+        return open_pack(objects, object->pack);
     int fd = open_object(objects, hash);
     if (fd == -ENOENT) {
         other.levels = 3 - objects->levels;

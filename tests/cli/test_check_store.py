@@ -19,6 +19,7 @@ from tests.volumes.test_brick import IMAGE, SIZE, make_tree
 from tests.volumes.trees import Objects
 
 CONTENTS = [b"%d" % number * (1 + number * 37) for number in range(1, 200)]
+LARGE = [b"large" * 300_000, b"larger" * 300_000]
 
 
 def run(daemon: str, state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,19 +52,25 @@ def test_a_store_that_is_not_there(tmp_path: Path, daemon: str) -> None:
 
 
 def test_the_agents_cache(tmp_path: Path) -> None:
-    source = MemorySource(*CONTENTS)
-    hashes = [digest(content) for content in CONTENTS]
+    contents = [*CONTENTS, *LARGE]
+    source = MemorySource(*contents)
+    hashes = [digest(content) for content in contents]
     cache = ObjectCache(tmp_path / "objects", 1 << 30)
     asyncio.run(cache.ensure(source.objects(), source))
 
     healthy = result(run("hypervisor", tmp_path, "--format", "json"), 0)
-    assert healthy["objects"] == len(CONTENTS)
-    assert healthy["bytes"] == sum(map(len, CONTENTS))
+    assert healthy["objects"] == len(contents)
+    assert healthy["bytes"] == sum(map(len, contents))
     assert (healthy["wrong"], healthy["missing"], healthy["problems"]) == (0, 0, [])
 
-    overwrite(cache.path(hashes[3]), b"!" * len(CONTENTS[3]))
-    overwrite(cache.path(hashes[4]), CONTENTS[4][:-1])
-    cache.path(hashes[5]).unlink()
+    packed, alone = cache.place(hashes[3]), cache.place(digest(LARGE[0]))
+    assert (packed.packed, alone.packed) == (True, False)
+    with packed.path.open("r+b") as file:
+        file.seek(packed.offset)
+        file.write(b"!" * packed.size)
+    overwrite(alone.path, LARGE[0][:-1])
+    cache.place(digest(LARGE[1])).path.unlink()
+    harmed = [hashes[3], digest(LARGE[0]), digest(LARGE[1])]
     stray = cache._store.path(digest(b"in no index"))
     stray.parent.mkdir(parents=True, exist_ok=True)
     stray.write_bytes(b"half")
@@ -71,7 +78,7 @@ def test_the_agents_cache(tmp_path: Path) -> None:
     found = result(damaged, 1)
     assert (found["wrong"], found["missing"], found["not_indexed"]) == (2, 1, 1)
     assert {problem["name"] for problem in found["problems"]} == {
-        f"object {hash_.hex()}" for hash_ in hashes[3:6]
+        f"object {hash_.hex()}" for hash_ in harmed
     }
     assert damaged.stderr.splitlines()[-1] == "smallstack: 3 thing(s) are wrong"
     assert hashes[3] in cache, "nothing was changed"
@@ -85,7 +92,7 @@ def test_the_agents_cache(tmp_path: Path) -> None:
     assert "missing,0" in run("hypervisor", tmp_path, "--format", "csv").stdout
     cache = ObjectCache(tmp_path / "objects", 1 << 30)
     asyncio.run(cache.ensure(source.objects(), source))
-    assert sorted(source.asked[-1]) == sorted(hashes[3:6])
+    assert sorted(source.asked[-1]) == sorted(harmed)
     cache.close()
 
 

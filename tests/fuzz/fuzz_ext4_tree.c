@@ -25,10 +25,18 @@ static uint16_t u16(const uint8_t *at)
     return (uint16_t)(at[0] | at[1] << 8);
 }
 
-static int open_object(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE])
+static int open_object(void *context, uint32_t inode, const uint8_t hash[SS_HASH_SIZE],
+                       const struct ss_ext4_object *object)
 {
+    static int pack = -1; /* the context's, as that of a pack is */
+
     (void)context;
     (void)inode;
+    if (object != NULL && object->pack != 0) {
+        if (pack < 0)
+            pack = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+        return pack;
+    }
     if (hash[0] == 1)
         return -ENOENT;
     if (hash[0] == 0)
@@ -42,11 +50,13 @@ static int open_object(void *context, uint32_t inode, const uint8_t hash[SS_HASH
     return fd;
 }
 
-static int digests(void *context, const uint32_t *inodes, uint32_t count, uint8_t *out)
+static int facts(void *context, const uint32_t *inodes, uint32_t count,
+                 struct ss_ext4_object *objects)
 {
     (void)context;
-    (void)inodes;
-    memset(out, 0x5A, (size_t)count * 32);
+    memset(objects, 0x5A, count * sizeof *objects);
+    for (uint32_t i = 0; i < count; i++)
+        objects[i].pack = inodes[i] & 1;
     return 0;
 }
 
@@ -118,7 +128,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length)
 
     struct ss_tree tree = {table, names, blob, inodes, entries, length};
     struct ss_ext4_params params = {.size = SIZES[options & 3], .reserved_percent = 5};
-    struct ss_ext4_source source = {NULL, open_object, options & 4 ? digests : NULL};
+    struct ss_ext4_source source = {NULL, open_object, options & 4 ? facts : NULL};
     struct ss_ext4_report report;
     memset(params.uuid, options, sizeof params.uuid);
     int fd = memfd_create("root", MFD_CLOEXEC);

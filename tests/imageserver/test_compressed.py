@@ -26,7 +26,7 @@ async def fetch(running: Running, place: Path, user: str, compression: Compressi
     try:
         assert (await cache.ensure(WANTED, source)).fetched == len(WANTED)
         for content in CONTENTS:
-            assert cache.path(digest(content)).read_bytes() == content
+            assert b"".join(cache.place(digest(content)).read()) == content
     finally:
         cache.close()
     return running.inside.objects.bytes_sent - before

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smallstack.objects.cache import ObjectCache
+from tests.objects.disk import objects_on_disk
 from tests.objects.sources import MemorySource, digest
 
 OBJECTS = [bytes([n]) * 300 for n in range(1, 13)] + [b"L" * (1 << 21)]
@@ -68,8 +69,8 @@ def check(directory: Path) -> None:
     """All that the cache believes to have is right, and what lacks can be fetched."""
     cache = ObjectCache(directory, QUOTA)
     for data in OBJECTS:
-        if digest(data) in cache and cache.path(digest(data)).exists():
-            assert cache.path(digest(data)).read_bytes() == data
+        if digest(data) in cache and cache.place(digest(data)).path.exists():
+            assert b"".join(cache.place(digest(data)).read()) == data
 
     async def work() -> None:
         await cache.sweep()
@@ -78,11 +79,10 @@ def check(directory: Path) -> None:
         wanted = dict(list(source.objects().items())[3:])
         await cache.ensure(wanted, source)
         for hash_ in wanted:
-            assert cache.path(hash_).read_bytes() == source.contents[hash_]
+            assert b"".join(cache.place(hash_).read()) == source.contents[hash_]
 
     asyncio.run(work())
-    known = {cache._store.path(hash_) for hash_ in cache._held}
-    assert set(directory.glob("??/*")) == known
+    assert objects_on_disk(cache) == set(cache._held)
     assert list((directory / ".incoming").iterdir()) == []
     cache.close()
     assert sorted(p.name for p in directory.iterdir() if p.name.startswith(".")) == [
@@ -90,6 +90,7 @@ def check(directory: Path) -> None:
         ".incoming",
         ".index",
         ".lock",
+        ".packs",
     ]
 
 

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static long due, count;
@@ -44,6 +45,16 @@ ssize_t write(int fd, const void *data, size_t size)
     return NEXT(write)(fd, data, size);
 }
 
+ssize_t pwritev(int fd, const struct iovec *vectors, int count_, off_t offset)
+{
+    if (now()) {
+        NEXT(pwritev)(fd, vectors, (count_ + 1) / 2, offset);
+        kill(getpid(), SIGKILL);
+    }
+    return NEXT(pwritev)(fd, vectors, count_, offset);
+}
+
+COUNTED(int, fallocate, (int fd, int mode, off_t offset, off_t size), (fd, mode, offset, size))
 COUNTED(int, rename, (const char *from, const char *to), (from, to))
 COUNTED(int, unlink, (const char *path), (path))
 COUNTED(int, unlinkat, (int at, const char *path, int flags), (at, path, flags))

@@ -24,6 +24,8 @@ from tests.objects.sources import MemorySource, digest
 
 OBJECTS = [bytes([n]) * (50 + 37 * n) for n in range(16)]
 TOTAL = sum(map(len, OBJECTS))
+PACKED = 300
+"""Half of them go into packs."""
 numbers = st.integers(0, len(OBJECTS) - 1)
 subsets = st.sets(numbers, min_size=1, max_size=8)
 
@@ -41,7 +43,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.cache = ObjectCache(self.directory, self.quota)
+        self.cache = ObjectCache(self.directory, self.quota, pack_up_to=PACKED)
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):
@@ -149,16 +151,30 @@ class CacheMachine(RuleBasedStateMachine):
         hash_ = digest(OBJECTS[number])
         if hash_ not in self.cache:
             return
-        path = self.cache.path(hash_)
+        place = self.cache.place(hash_)
         if kind == "gone":
-            path.unlink(missing_ok=True)
-        elif path.exists():
-            path.chmod(0o644)
+            place.path.unlink(missing_ok=True)
+        elif place.path.exists():
+            place.path.chmod(0o644)
             if kind == "short":
-                os.truncate(path, len(OBJECTS[number]) // 2)
+                os.truncate(place.path, place.offset + place.size // 2)
             else:
-                path.write_bytes(b"!" * len(OBJECTS[number]))
-        self.damaged.add(hash_)
+                with place.path.open("r+b") as file:
+                    file.seek(place.offset)
+                    file.write(b"!" * place.size)
+        self.find_damage()
+        assert hash_ in self.damaged
+
+    def find_damage(self) -> None:
+        """What the cache believes to have, and has not: one pack is many objects' damage."""
+        for data in OBJECTS:
+            if digest(data) in self.cache:
+                try:
+                    right = b"".join(self.cache.place(digest(data)).read()) == data
+                except OSError:
+                    right = False
+                if not right:
+                    self.damaged.add(digest(data))
 
     @rule()
     def find_and_drop_what_is_damaged(self) -> None:
@@ -196,10 +212,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.open()
         # Without the note that it went, an object seems to be there, and its file, if there is
         # one, is anybody's: `ensure` looks for it, and whoever reads it checks its BLAKE3.
-        for data in OBJECTS:
-            path = self.cache._store.path(digest(data))
-            if digest(data) in self.cache and not (path.exists() and path.read_bytes() == data):
-                self.damaged.add(digest(data))
+        self.find_damage()
         if sweep or self.cache.used_bytes > self.quota:
             self.runner.run(self.cache.sweep())
 
@@ -222,7 +235,7 @@ class CacheMachine(RuleBasedStateMachine):
         for data in OBJECTS:
             hash_ = digest(data)
             if hash_ in self.cache and hash_ not in self.damaged:
-                assert self.cache.path(hash_).read_bytes() == data
+                assert b"".join(self.cache.place(hash_).read()) == data
                 assert hashlib.sha512(data).digest() == hash_
                 assert self.cache.blake3(hash_) == blake3(data).digest()
 

@@ -109,7 +109,7 @@ def test_largest_of_all(objects: Objects, tmp_path: Path) -> None:
             pytest.skip("the host's file system holds no file of 16 TiB")
         fs = tree_of(objects, b"x" * 100)
         layout = ext4.write_root(
-            fd, fs, directory, blake3=objects.blake3, size=size, uuid=bytes(16), time=1
+            fd, fs, directory, facts=objects.facts, size=size, uuid=bytes(16), time=1
         )
     finally:
         os.close(fd)
@@ -158,11 +158,11 @@ def test_deep_extents_and_holes(objects: Objects, write: Write, tmp_path: Path) 
     """Files of thousands of separate pieces: extent trees of depth one and two."""
     builder = FileSystemBuilder()
     shapes = {
-        b"none": (MIB, []),
+        b"none": (2 * MIB, []),
         b"tail": (8 * MIB, [(0, b"head" * 2000)]),
         b"end": (8 * MIB + 5, [(8 * MIB, b"12345")]),
-        b"four": (MIB, [(n * 16384, b"f" * 4096) for n in range(4)]),
-        b"five": (MIB, [(n * 16384, b"f" * 4096) for n in range(5)]),
+        b"four": (2 * MIB, [(n * 16384, b"f" * 4096) for n in range(4)]),
+        b"five": (2 * MIB, [(n * 16384, b"f" * 4096) for n in range(5)]),
         b"depth1": (12 * MIB, [(n * 8192, b"%04d" % n * 1024) for n in range(1360)]),
         b"depth2": (24 * MIB, [(n * 8192, b"%04d" % n * 1024) for n in range(2800)]),
     }
@@ -278,7 +278,7 @@ def test_it_can_be_grown(objects: Objects, tmp_path: Path) -> None:
     os.ftruncate(fd, 128 * MIB)
     fs = tree_of(objects, b"x" * MIB, b"y" * 100)
     ext4.write_root(
-        fd, fs, directory, blake3=objects.blake3, size=128 * MIB, uuid=bytes(range(16)), time=1
+        fd, fs, directory, facts=objects.facts, size=128 * MIB, uuid=bytes(range(16)), time=1
     )
     os.close(fd)
     os.close(directory)

@@ -227,4 +227,7 @@ async def fetch_into(
                 progress.file_bytes += len(data)
                 progress.changed(progress)
     finally:
-        await asyncio.to_thread(intake.abort)
+        progress.files += len(await outlast(asyncio.to_thread(intake.finish)))
+        progress.changed(progress)
+    if intake.error is not None:
+        raise intake.error

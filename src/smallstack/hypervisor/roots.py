@@ -15,7 +15,6 @@ import errno
 import logging
 import os
 import posixpath
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,7 +30,7 @@ from smallstack.hypervisor.store import Layer
 from smallstack.images.container import INIT
 from smallstack.machine.errors import KernelError
 from smallstack.machine.kernel import BootFiles, find_kernel
-from smallstack.objects.cache import ObjectCache
+from smallstack.objects.cache import ObjectCache, Place
 from smallstack.objects.errors import ObjectNotStoredError, StoreSpaceError
 from smallstack.proto.enums import FirmwareType
 from smallstack.proto.filesystem import FileSystem
@@ -56,7 +55,6 @@ _log = logging.getLogger("smallstack.hypervisor")
 KERNEL = "kernel"
 INITRD = "initrd"
 BRICKS = "bricks"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -228,7 +226,7 @@ class Roots:
         wrong = []
         for hash_ in image.tree.objects():
             with suppress(ObjectNotStoredError):  # not there, or evicted meanwhile
-                if _digest(self._cache.path(hash_)) != self._cache.blake3(hash_):
+                if _digest(self._cache.place(hash_)) != self._cache.blake3(hash_):
                     wrong.append(hash_)
         return wrong
 
@@ -311,7 +309,7 @@ class Roots:
             await self._link(bytes(inode.hash), wanted.path.with_name(name))
 
     async def _link(self, hash_: bytes, target: Path) -> None:
-        source, digest = self._cache.path(hash_), self._cache.blake3(hash_)
+        source, digest = self._cache.place(hash_), self._cache.blake3(hash_)
         verify = hash_ not in self._verified
         try:
             right = await asyncio.to_thread(_link, source, target, digest if verify else None)
@@ -362,28 +360,31 @@ def _plain_layer(brick: Brick | None, path: Path, size: int) -> LayerInfo | None
     return info
 
 
-def _link(source: Path, target: Path, digest: bytes | None) -> bool:
+def _link(source: Place, target: Path, digest: bytes | None) -> bool:
     """Hard-link or else copy; False when the content has not the BLAKE3 ``digest``."""
     if digest is not None and _digest(source) != digest:
         return False
     target.unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        if source.packed:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        os.link(source.path, target)
     except OSError as error:
         if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK}:
             raise
-        shutil.copyfile(source, target)
+        with target.open("wb") as file:
+            for data in source.read():
+                file.write(data)
         target.chmod(0o444)
     return True
 
 
-def _digest(path: Path) -> bytes:
-    """BLAKE3 of a file, b"" when it cannot be read."""
+def _digest(source: Place) -> bytes:
+    """BLAKE3 of an object, b"" when it cannot be read."""
     hasher = blake3()
     try:
-        with path.open("rb") as file:
-            while data := file.read(_CHUNK):
-                hasher.update(data)
+        for data in source.read():
+            hasher.update(data)
     except OSError:
         return b""
     return hasher.digest()

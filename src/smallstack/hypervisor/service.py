@@ -18,7 +18,6 @@ from smallstack.hypervisor.methods.power import Power
 from smallstack.hypervisor.methods.reaching import Reaching
 from smallstack.hypervisor.methods.updating import Updating
 from smallstack.hypervisor.methods.user_data import UserData
-from smallstack.hypervisor.methods.volumes import Volumes
 from smallstack.srpc.server import Handler
 from smallstack.steps import PointHook
 
@@ -33,7 +32,6 @@ _TOPICS: Final = (
     Reaching,
     Updating,
     UserData,
-    Volumes,
 )
 
 

@@ -7,15 +7,18 @@
                                               └─ wrong, when needed──► unknown
 
 An object is checked against its SHA-512 once, when it enters; its BLAKE3 is kept beside it and
-checked by whoever reads the bytes. Files enter first and the index after them, so a kill leaves at
-worst a found file, whole or in part. What is pinned is never evicted. The tables are changed on
-the loop's thread alone, `SLICE` objects at a stretch; files and the index are read and written in
-threads, and what is between the two, on its way in or out, is claimed in ``_claims``.
+checked by whoever reads the bytes. Small objects lie in packs, large ones have a file each. Bytes
+enter first and the index after them, so a kill leaves at worst a found file, whole or in part, or
+room in a pack that the next start gives back. What is pinned is never evicted. The tables are
+changed on the loop's thread alone, `SLICE` objects at a stretch; files and the index are read and
+written in threads, and what is between the two, on its way in or out, is claimed in ``_claims``.
 """
 
 import asyncio
+import errno
 import itertools
 import logging
+import os
 import time
 from collections.abc import (
     AsyncIterator,
@@ -38,9 +41,11 @@ from smallstack.objects.errors import (
     ObjectCorruptError,
     ObjectNotStoredError,
     ObjectSizeError,
+    StoreError,
 )
 from smallstack.objects.index import Index, Known
 from smallstack.objects.intake import Intake
+from smallstack.objects.packs import Packs, Spot
 from smallstack.objects.source import (
     ANSWER_SECONDS,
     REQUEST,
@@ -50,20 +55,42 @@ from smallstack.objects.source import (
     Reader,
     check_sizes,
 )
-from smallstack.objects.store import ObjectStore, Stored
+from smallstack.objects.store import IN_MEMORY, ObjectStore, Stored
 from smallstack.objects.table import Table
 from smallstack.outlast import outlast
 from smallstack.telemetry.errors import SmallStackError, describe
 
 _log = logging.getLogger("smallstack.objects")
 INDEX: Final = ".index"
-BATCH: Final = 1 << 20
-"""Bytes handed to a thread at a time; twice this and one object of 1 MiB is what a fetch holds."""
+BATCH: Final = 4 << 20
+"""Bytes handed to a thread at a time; a fetch holds three times this and one small object."""
 SLICE: Final = 256
 """Objects worked on in the tables before others get their turn: half a millisecond."""
 NEVER: Final = -(1 << 62)
 """When an object was used that nobody is known to have used; those of earlier runs come after."""
 T = TypeVar("T")
+
+
+class Place(NamedTuple):
+    """Where the bytes of an object are: in which file, where they begin, how many there are."""
+
+    path: Path
+    offset: int
+    size: int
+    packed: bool
+    """Whether others are in the same file."""
+
+    def read(self) -> Iterator[bytes]:
+        """The bytes, a megabyte at a time; raises OSError, also where the file is too short."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            left = self.size
+            while left:
+                data = file.read(min(left, BATCH))
+                if not data:
+                    raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+                left -= len(data)
+                yield data
 
 
 class Ensured(NamedTuple):
@@ -79,8 +106,8 @@ class ObjectCache:
 
     ``quota_bytes`` bounds the sum of the objects' sizes, those on their way in included; a peer
     that sends next to nothing for ``stall_seconds``, or does not answer for ``answer_seconds``, is
-    given up. Raises StoreBusyError, StoreError or
-    StoreSpaceError.
+    given up. Objects of at most ``pack_up_to`` bytes lie in packs. Raises StoreBusyError,
+    StoreError or StoreSpaceError.
     """
 
     def __init__(
@@ -90,20 +117,31 @@ class ObjectCache:
         *,
         stall_seconds: float = STALL_SECONDS,
         answer_seconds: float = ANSWER_SECONDS,
+        pack_up_to: int = IN_MEMORY,
     ) -> None:
         self.directory = directory
         self.quota_bytes = quota_bytes
+        self.pack_up_to = pack_up_to
         self.stall_seconds = stall_seconds
         self.answer_seconds = answer_seconds
         self._store = ObjectStore(directory, with_blake3=True, flat=True)
         self._index = Index(directory / INDEX)
         known = self._index.load()
+        self._packs = self._open_packs(known)
         self._held = Table(known)
         self._used_at = Table({hash_: n - len(known) for n, hash_ in enumerate(known)})
         self._used_bytes = sum(one.size for one in known.values())
         self._reserved_bytes = 0
         self._pins: dict[object, Collection[bytes]] = {}
         self._claims: list[_Claim] = []
+
+    def _open_packs(self, known: Mapping[bytes, Known]) -> Packs:
+        try:
+            return Packs(self.directory, (one.pack for one in known.values() if one.pack))
+        except OSError as error:
+            self._index.close()
+            self._store.close()
+            raise StoreError(directory=self.directory, detail=describe(error)) from error
 
     def close(self) -> None:
         """Save the order of use and close; nothing may be going on."""
@@ -130,10 +168,20 @@ class ObjectCache:
         """Bytes of all objects on disk, those not checked yet included."""
         return self._used_bytes
 
-    def path(self, hash_: bytes) -> Path:
-        """The file of an object that is held; raises ObjectNotStoredError."""
-        self.blake3(hash_)
-        return self._store.path(hash_)
+    def place(self, hash_: bytes) -> Place:
+        """Where the bytes of an object are that is held; raises ObjectNotStoredError."""
+        known = self._known(hash_)
+        if known.pack:
+            return Place(Path(self._packs.path(known.pack)), known.offset, known.size, True)
+        return Place(self._store.path(hash_), 0, known.size, False)
+
+    def facts(self, hash_: bytes) -> tuple[bytes, int, int]:
+        """The BLAKE3 of an object that is held, its pack (0: none), where it begins in that.
+
+        Raises ObjectNotStoredError.
+        """
+        known = self._known(hash_)
+        return known.blake3, known.pack, known.offset
 
     def size(self, hash_: bytes) -> int | None:
         """Bytes of an object; None when it is not held."""
@@ -141,9 +189,13 @@ class ObjectCache:
 
     def blake3(self, hash_: bytes) -> bytes:
         """The BLAKE3 of an object that is held; raises ObjectNotStoredError."""
-        if hash_ not in self:
+        return self._known(hash_).blake3
+
+    def _known(self, hash_: bytes) -> Known:
+        known = self._held.find(hash_)
+        if known is None or not known.blake3:
             raise ObjectNotStoredError(hash=hash_.hex(), directory=self.directory)
-        return self._held[hash_].blake3
+        return known
 
     @asynccontextmanager
     async def pin(self, hashes: Collection[bytes]) -> AsyncIterator[None]:
@@ -161,9 +213,8 @@ class ObjectCache:
             lost = [h for h in part if h in self._held and self._claim_on(h) is None]
             if lost:
                 with self._claiming(lost):
-                    for hash_ in lost:
-                        self._forget(hash_)
-                    await outlast(asyncio.to_thread(self._remove, lost))
+                    known = {hash_: self._forget(hash_) for hash_ in lost}
+                    await outlast(asyncio.to_thread(self._remove, known))
             await _pause(part)
 
     async def ensure(self, objects: Mapping[bytes, int], source: ObjectSource) -> Ensured:
@@ -198,11 +249,14 @@ class ObjectCache:
 
         They count at once and are checked when they are needed. The quota is enforced after.
         """
-        before = await asyncio.to_thread(lambda: list(self._held))
+        await asyncio.to_thread(self._reclaim)
+        before = await asyncio.to_thread(self._with_files)
         listed = await asyncio.to_thread(lambda: {h for h, _ in self._store.list()})
         new = 0
         for part in _slices(listed):
             unknown = [h for h in part if h not in self._held and self._claim_on(h) is None]
+            twice = [h for h in part if (k := self._held.find(h)) is not None and k.pack]
+            await asyncio.to_thread(lambda gone: [self._store.delete(h) for h in gone], twice)
             with self._claiming(unknown):
                 sizes = await asyncio.to_thread(self._sizes, unknown)
                 for hash_, size in zip(unknown, sizes, strict=True):
@@ -213,6 +267,20 @@ class ObjectCache:
         await self.drop(await asyncio.to_thread(lambda: [h for h in before if h not in listed]))
         await self._evict()
         return new
+
+    def _with_files(self) -> list[bytes]:
+        """Objects that have a file of their own."""
+        held = ((hash_, self._held.find(hash_)) for hash_ in self._held)
+        return [hash_ for hash_, known in held if known is not None and not known.pack]
+
+    def _reclaim(self) -> None:
+        """Give back what a kill has left in the packs."""
+        held = [self._held.find(hash_) for hash_ in self._held]
+        packed = (Spot(k.pack, k.offset, k.size) for k in held if k is not None and k.pack)
+        try:
+            self._packs.reclaim(packed)
+        except OSError as error:
+            _log.warning("packs of %s keep what nobody needs: %s", self.directory, describe(error))
 
     def _sizes(self, hashes: Sequence[bytes]) -> list[int | None]:
         """Bytes of files that were found; empty ones, which a kill leaves, go."""
@@ -235,16 +303,26 @@ class ObjectCache:
         """What must be had, and what is held but is not on disk as it should be."""
         lacking: dict[bytes, int] = {}
         gone: list[bytes] = []
+        packs: dict[int, int] = {}
         for hash_, size in objects.items():
             known = self._held.find(hash_)
             if known is None or not known.blake3:
                 lacking[hash_] = size
-            elif self._store.size(hash_) != known.size:
+            elif not self._is_there(hash_, known, packs):
                 gone.append(hash_)
                 lacking[hash_] = size
             elif size != known.size:
                 raise ObjectSizeError(hash=hash_.hex(), server=server, found=known.size, size=size)
         return lacking, gone
+
+    def _is_there(self, hash_: bytes, known: Known, packs: dict[int, int]) -> bool:
+        """Whether a file has all bytes of an object, as far as its size tells; ``packs`` keeps
+        those of packs."""
+        if not known.pack:
+            return self._store.size(hash_) == known.size
+        if known.pack not in packs:
+            packs[known.pack] = self._packs.size(known.pack)
+        return known.offset + known.size <= packs[known.pack]
 
     # Getting objects.
 
@@ -276,7 +354,8 @@ class ObjectCache:
             )
             await self._reserve(room, needed)
             for part in _slices(wanted):
-                await outlast(self._look([hash_ for hash_, _ in part], room))
+                if files := [hash_ for hash_, size in part if self._may_have_file(hash_, size)]:
+                    await outlast(self._look(files, room))
                 await _pause(part)
             order: list[tuple[bytes, int]] = []
             wrong = 0
@@ -289,10 +368,16 @@ class ObjectCache:
                             wrong += item[1]
                 await _pause(items)
             await self._reserve(room, wrong)
+            # Large ones first: they are checked while the small ones come.
+            await asyncio.to_thread(order.sort, key=lambda one: one[1] <= self.pack_up_to)
             for start in range(0, len(order), REQUEST):
                 await self._fetch(order[start : start + REQUEST], source, room, got)
         finally:
             room.close()
+
+    def _may_have_file(self, hash_: bytes, size: int) -> bool:
+        """Whether a file of this object may lie there: a small one would have been found."""
+        return size > self.pack_up_to or hash_ in self._held or not self._packs.usable
 
     async def _look(self, hashes: Sequence[bytes], room: "_Room") -> None:
         """Check the files that are there of claimed objects."""
@@ -302,7 +387,7 @@ class ObjectCache:
     def _arrived(self, stored: Stored, room: "_Room") -> None:
         if stored.hash not in self._held:  # what was found lying there had no room reserved
             room.give_back(stored.size)
-        known = Known(stored.size, stored.blake3)
+        known = Known(stored.size, stored.blake3, stored.pack, stored.offset)
         self._remember(stored.hash, known, time.monotonic_ns())
 
     def _verify_found(self, hashes: Sequence[bytes]) -> list[Stored]:
@@ -330,12 +415,18 @@ class ObjectCache:
             async with AsyncExitStack() as stack:
                 stream = await self._answer(source, order, stack)
                 total = await asyncio.to_thread(check_sizes, stream, order, source.name)
-                intake = Intake(self._store, self._index, order, source.name)
+                packs = self._packs if self._packs.usable else None
+                intake = Intake(
+                    self._store, self._index, order, source.name, packs, self.pack_up_to
+                )
+                arrivals = _Arrivals(self, room, got)
                 try:
                     reader = Reader(stream, source.name, self.stall_seconds)
-                    await self._pump(reader, total, intake, _Arrivals(self, room, got))
+                    await self._pump(reader, total, intake, arrivals)
                 finally:
-                    intake.abort()
+                    await outlast(arrivals.publish(asyncio.to_thread(intake.finish)))
+                if intake.error is not None:
+                    raise intake.error
         except OSError as error:
             raise FetchError(server=source.name, detail=describe(error)) from error
 
@@ -374,7 +465,8 @@ class ObjectCache:
                     await outlast(arrivals.publish(stored))
                 if intake.error is not None:
                     break
-                storing = loop.run_in_executor(None, intake.feed, b"".join(parts))
+                data = parts[0] if len(parts) == 1 else b"".join(parts)
+                storing = loop.run_in_executor(None, intake.feed, data)
         finally:
             if storing is not None:
                 await outlast(arrivals.publish(storing))
@@ -410,9 +502,8 @@ class ObjectCache:
                 victims = self._victims(part)
                 gone += len(victims)
                 with self._claiming(victims):
-                    for hash_ in victims:
-                        self._forget(hash_)
-                    await outlast(asyncio.to_thread(self._remove, victims))
+                    known = {hash_: self._forget(hash_) for hash_ in victims}
+                    await outlast(asyncio.to_thread(self._remove, known))
                 await _pause(part)
             if not gone:
                 break
@@ -457,14 +548,19 @@ class ObjectCache:
         known = map(self._held.get, set().union(*pins))
         return sum(one.size for one in known if one is not None)
 
-    def _remove(self, hashes: list[bytes]) -> None:
+    def _remove(self, gone: Mapping[bytes, Known]) -> None:
         try:
-            self._index.drop(hashes)
+            self._index.drop(gone)
         except SmallStackError as error:
-            # The files go all the same, which makes room; `ensure` looks at the file anyway.
+            # The bytes go all the same, which makes room; `ensure` looks at the file anyway.
             _log.warning("the index of %s is behind: %s", self.directory, error)
-        for hash_ in hashes:
-            self._store.delete(hash_)
+        for hash_, known in gone.items():
+            if not known.pack:
+                self._store.delete(hash_)
+        try:
+            self._packs.remove(Spot(k.pack, k.offset, k.size) for k in gone.values() if k.pack)
+        except OSError as error:
+            _log.warning("packs of %s keep what nobody needs: %s", self.directory, describe(error))
 
     def _by_age(self) -> list[bytes]:
         return sorted(self._used_at, key=lambda hash_: self._used_at.find(hash_) or 0)
@@ -486,9 +582,11 @@ class ObjectCache:
                     self._used_at[hash_] = now
             await _pause(part)
 
-    def _forget(self, hash_: bytes) -> None:
-        self._used_bytes -= self._held.take(hash_).size
+    def _forget(self, hash_: bytes) -> Known:
+        known = self._held.take(hash_)
+        self._used_bytes -= known.size
         del self._used_at[hash_]
+        return known
 
     @contextmanager
     def _pinned(self, hashes: Collection[bytes]) -> Iterator[None]:

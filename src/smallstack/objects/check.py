@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from smallstack.objects.errors import StoreError
 from smallstack.objects.index import Index, Known
+from smallstack.objects.packs import PACKS
 from smallstack.objects.store import list_objects, object_path, read_digests
 from smallstack.telemetry.errors import describe
 
@@ -66,10 +68,13 @@ def check_objects(
     found = Checked()
     there: list[tuple[bytes, int]] = []
     for hash_, size in list_objects(root, flat):
-        if known is None or hash_ in known:
+        if known is None or (hash_ in known and not known[hash_].pack):
             there.append((hash_, size))
         else:
             found.unknown += 1
+    packed = {} if known is None else {hash_: one for hash_, one in known.items() if one.pack}
+    packs = _packs(root)
+    there.extend((hash_, one.size) for hash_, one in packed.items() if one.pack in packs)
     total = sum(size for _, size in there)
 
     def check(part: Sequence[tuple[bytes, int]]) -> list[tuple[int, Wrong | None]]:
@@ -91,9 +96,18 @@ def check_objects(
             found.missing = [
                 h
                 for h in found.missing
-                if h in still and not os.path.exists(object_path(root, h, flat))  # noqa: PTH110 - a text
+                if h in still and not os.path.exists(_path(root, h, still[h]))  # noqa: PTH110 - a text
             ]
     return found
+
+
+def _packs(root: str) -> set[int]:
+    """The numbers of the packs that are there."""
+    try:
+        names = os.listdir(f"{root}/{PACKS}")  # noqa: PTH208 - names only
+    except FileNotFoundError:
+        return set()
+    return {int(name) for name in names if name.isdecimal()}
 
 
 def _parts(there: Sequence[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int]]]:
@@ -102,11 +116,22 @@ def _parts(there: Sequence[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int
         yield part
 
 
+def _path(root: str, hash_: bytes, known: Known | None) -> str:
+    """The file that an object is in, with an index that of a flat store."""
+    if known is not None and known.pack:
+        return f"{root}/{PACKS}/{known.pack}"
+    return object_path(root, hash_, known is not None)
+
+
 def _check(root: str, hash_: bytes, known: Known | None) -> tuple[int, Wrong | None]:
     """Bytes read of one object, and what is wrong with it."""
     try:
-        with open(object_path(root, hash_, known is not None), "rb", buffering=0) as file:  # noqa: PTH123 - a text
-            digest, keyed, size = read_digests(file)
+        with open(_path(root, hash_, known), "rb", buffering=0) as file:  # noqa: PTH123 - a text
+            if known is None or not known.pack:
+                digest, keyed, size = read_digests(file)
+            else:
+                data = os.pread(file.fileno(), known.size, known.offset)
+                digest, keyed, size = read_digests(BytesIO(data))
     except FileNotFoundError:
         return 0, None  # it went meanwhile
     except OSError as error:

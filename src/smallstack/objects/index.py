@@ -1,9 +1,10 @@
 """What a cache knows of its objects, in one append-only file that survives a kill at any byte.
 
-A header of 8 bytes, then records of 112 bytes, little-endian::
+A header of 8 bytes, then records of 128 bytes, little-endian::
 
     u8 kind (1 = added, 2 = dropped), 3 bytes zero, u32 CRC-32 of all the rest,
-    u64 size in bytes, 64 bytes SHA-512, 32 bytes BLAKE3 (zero in a drop)
+    u64 size in bytes, u64 where it begins in its pack, u64 number of the pack (0: a file of its
+    own), 64 bytes SHA-512, 32 bytes BLAKE3 (all but the SHA-512 zero in a drop)
 
 The order of the records is the order of use, least recent first, as it was when the file was last
 compacted. A record that is cut short is the end of the file: it is cut off. A record whose sum
@@ -17,7 +18,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,8 +28,11 @@ from smallstack.objects.store import FULL, Stored, _write_all
 from smallstack.telemetry.errors import describe
 
 _log = logging.getLogger("smallstack.objects")
-HEADER: Final = b"SSobj\x01\r\n"
-RECORD: Final = struct.Struct("<B3xIQ64s32s")
+HEADER: Final = b"SSobj\x02\r\n"
+RECORD: Final = struct.Struct("<B3xIQQQ64s32s")
+OLD_HEADER: Final = b"SSobj\x01\r\n"
+OLD_RECORD: Final = struct.Struct("<B3xIQ64s32s")
+"""Of files before there were packs, which are rewritten."""
 ADDED: Final = 1
 DROPPED: Final = 2
 DEAD_AT_LEAST: Final = 4096
@@ -36,10 +40,14 @@ DEAD_AT_LEAST: Final = 4096
 
 
 class Known(NamedTuple):
-    """What the index tells of an object: its size in bytes and the BLAKE3 of its content."""
+    """What the index tells of an object: bytes, the BLAKE3 of its content, where it lies."""
 
     size: int
     blake3: bytes
+    pack: int = 0
+    """The number of the pack it lies in, 0 when it has a file of its own."""
+    offset: int = 0
+    """Where it begins in that, in bytes."""
 
 
 class Index:
@@ -61,6 +69,9 @@ class Index:
             self._temporary().unlink()
         try:
             data = self._open()
+            if data.startswith(OLD_HEADER):
+                self._rewrite(_parse_old(data))
+                data = self.path.read_bytes()
             if not data.startswith(HEADER[: len(data)]):
                 _log.warning("%s is not an index of objects: starting a new one", self.path)
                 self.close()
@@ -87,6 +98,8 @@ class Index:
             return {}
         except OSError as error:
             raise self._error(error, 0) from error
+        if data.startswith(OLD_HEADER):
+            return _parse_old(data)
         return self._parse(data) if data.startswith(HEADER) else {}
 
     def _open(self) -> bytes:
@@ -102,11 +115,11 @@ class Index:
 
     def add(self, objects: Iterable[Stored]) -> None:
         """Append what is new; call it once their files are in place. Raises StoreSpaceError."""
-        self._append(b"".join(_record(ADDED, o.hash, o.size, o.blake3) for o in objects))
+        self._append(b"".join(_added(o.hash, o) for o in objects))
 
     def drop(self, hashes: Iterable[bytes]) -> None:
         """Append what goes; call it before their files go. Raises StoreSpaceError."""
-        self._append(b"".join(_record(DROPPED, hash_, 0, bytes(32)) for hash_ in hashes))
+        self._append(b"".join(_record(DROPPED, hash_) for hash_ in hashes))
 
     def worth_compacting(self, alive: int) -> bool:
         """Whether most of the file is about objects that are gone, ``alive`` being those left."""
@@ -117,41 +130,42 @@ class Index:
 
         What ``order`` does not name goes last. Raises StoreSpaceError or StoreError.
         """
-        temporary = self._temporary()
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         with self._lock:
             try:
                 known = self._parse(self.path.read_bytes())
                 first = {hash_: known.pop(hash_) for hash_ in order if hash_ in known}
-                alive = {**first, **known}
-                body = HEADER + b"".join(
-                    _record(ADDED, hash_, size, blake3) for hash_, (size, blake3) in alive.items()
-                )
-                fd = os.open(temporary, flags, 0o644)
-                try:
-                    _write_all(fd, body)
-                    os.fsync(fd)
-                    temporary.rename(self.path)
-                except BaseException:
-                    os.close(fd)
-                    temporary.unlink(missing_ok=True)
-                    raise
+                self._rewrite({**first, **known})
             except OSError as error:
                 raise self._error(error, 0) from error
-            os.close(self._fd)
-            self._fd, self._end, self._records = fd, len(body), len(alive)
+
+    def _rewrite(self, alive: Mapping[bytes, Known]) -> None:
+        """Put a file of these in the place of the one that is open."""
+        temporary = self._temporary()
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        body = HEADER + b"".join(_added(hash_, known) for hash_, known in alive.items())
+        fd = os.open(temporary, flags, 0o644)
+        try:
+            _write_all(fd, body)
+            os.fsync(fd)
+            temporary.rename(self.path)
+        except BaseException:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
+            raise
+        os.close(self._fd)
+        self._fd, self._end, self._records = fd, len(body), len(alive)
 
     def _parse(self, data: bytes) -> dict[bytes, Known]:
         known: dict[bytes, Known] = {}
         self._records = (len(data) - len(HEADER)) // RECORD.size
         body = memoryview(data)[len(HEADER) : len(HEADER) + self._records * RECORD.size]
         for position, record in enumerate(RECORD.iter_unpack(body)):
-            kind, checksum, size, hash_, blake3 = record
+            kind, checksum, size, offset, pack, hash_, blake3 = record
             start = position * RECORD.size
             if checksum == _checksum(body[start : start + RECORD.size]):
                 known.pop(hash_, None)
                 if kind == ADDED:
-                    known[hash_] = Known(size, blake3)
+                    known[hash_] = Known(size, blake3, pack, offset)
         return known
 
     def _append(self, data: bytes) -> None:
@@ -180,9 +194,28 @@ class Index:
         return StoreError(directory=self.path.parent, detail=describe(error))
 
 
-def _record(kind: int, hash_: bytes, size: int, blake3: bytes) -> bytes:
-    body = RECORD.pack(kind, 0, size, hash_, blake3)
+def _added(hash_: bytes, known: Known | Stored) -> bytes:
+    return _record(ADDED, hash_, known.size, known.offset, known.pack, known.blake3)
+
+
+def _record(
+    kind: int, hash_: bytes, size: int = 0, offset: int = 0, pack: int = 0, blake3: bytes = b""
+) -> bytes:
+    body = RECORD.pack(kind, 0, size, offset, pack, hash_, blake3)
     return body[:4] + _checksum(body).to_bytes(4, "little") + body[8:]
+
+
+def _parse_old(data: bytes) -> dict[bytes, Known]:
+    known: dict[bytes, Known] = {}
+    count = (len(data) - len(OLD_HEADER)) // OLD_RECORD.size
+    body = memoryview(data)[len(OLD_HEADER) : len(OLD_HEADER) + count * OLD_RECORD.size]
+    for position, (kind, checksum, size, hash_, blake3) in enumerate(OLD_RECORD.iter_unpack(body)):
+        start = position * OLD_RECORD.size
+        if checksum == _checksum(body[start : start + OLD_RECORD.size]):
+            known.pop(hash_, None)
+            if kind == ADDED:
+                known[hash_] = Known(size, blake3)
+    return known
 
 
 def _checksum(record: bytes | memoryview) -> int:

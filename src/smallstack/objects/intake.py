@@ -1,35 +1,35 @@
 """Cuts a run of bytes into the objects it is made of and stores each as it ends.
 
-Small objects that lie whole in the bytes at hand go straight into their files, many at a time and
-on two processors; only large ones, and those that are cut, take the way of `Incoming`. A file made
-so has its own name from the first byte on, so a kill may leave a part of it there: whoever opens
-such a store again believes only what its index names, and checks what it does not.
+Small objects are checked many at a time, in the lanes of the processor, and go into a pack. A
+large one gets a file of its own as it comes, which is read again to be checked, several side by
+side, before it gets its name. What is stored is believed once the index names it: a kill before
+leaves bytes in a pack that nothing names, or a file that the next start removes.
 """
 
-import errno
-import hashlib
+import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final
 
+from smallstack.objects import pack
 from smallstack.objects.errors import ObjectCorruptError, ObjectSizeError
-from smallstack.objects.files import write_objects
 from smallstack.objects.index import Index
-from smallstack.objects.store import IN_MEMORY, Incoming, ObjectStore, Stored
+from smallstack.objects.packs import Packs, PackWriter, Part, Spot
+from smallstack.objects.store import IN_MEMORY, ObjectStore, Stored, Unchecked
 from smallstack.proto.kinds import Hash
 
-ALONE: Final = 8
-"""Objects below which a second thread costs more than it brings."""
-_Part = tuple[bytes, int, int]
-"""An object in a run of bytes: its digest, where it begins, how many bytes it has."""
+ABREAST: Final = 64
+"""Large objects that are checked side by side, and so may wait for each other."""
+WAITING_BYTES: Final = 96 << 20
+"""They do not wait for more than this in all."""
 
 
 class Intake:
     """Takes the bytes of ``objects`` (digest, size) in order; one thread at a time uses it.
 
-    An object that is wrong ends the run: ``error`` says why, and nothing of it, or of what would
-    have followed, is kept. What was whole before stays, and stands in the index. Where a file
-    cannot be written, what else was whole in the same bytes stays too.
+    An object that is wrong ends the run: ``error`` says why, and nothing of it is kept, nor of what
+    came behind it. What was whole before stays, and stands in the index.
     """
 
     def __init__(
@@ -38,125 +38,183 @@ class Intake:
         index: Index | None,
         objects: Sequence[tuple[bytes, int]],
         server: str,
+        packs: Packs | None = None,
+        together: int = IN_MEMORY,
     ) -> None:
         """``index`` is told of what is stored; ``server`` is named in errors.
 
-        Without an index the store is one that nobody opens again.
+        Without an index the store is one that nobody opens again; without packs every object gets
+        a file of its own. Those of at most ``together`` bytes are checked before they are stored.
         """
         self.error: Exception | None = None
         self._store = store
         self._index = index
         self._server = server
+        self._together = together
         self._coming = iter(objects)
-        self._incoming: Incoming | None = None
-        self._left = 0
-        self._second: ThreadPoolExecutor | None = None
+        self._writer = PackWriter(packs) if packs is not None else None
+        self._hash = b""
+        self._size = 0
+        self._cut: list[bytes | bytearray] = []
+        self._cut_left = 0
+        self._large: Unchecked | None = None
+        self._waiting: list[Unchecked] = []
+        self._checking: Future[list[Stored]] | None = None
+        self._checker = ThreadPoolExecutor(1, "intake")
 
-    def feed(self, data: bytes) -> list[Stored]:
+    def feed(self, data: bytes | bytearray) -> list[Stored]:
         """Take the next bytes; the objects that are whole, checked, stored and indexed now."""
         stored: list[Stored] = []
         if self.error is not None:
             return stored
         try:
             self._split(data, stored)
+            if len(self._waiting) >= ABREAST or self._waiting_bytes >= WAITING_BYTES:
+                self._check_waiting(stored)
         except Exception as error:
-            self.error = error
-            self.abort()
+            self._fail(error)
+        return self._enter(stored)
+
+    def finish(self) -> list[Stored]:
+        """What was still being checked; call it at the end, whether all has come or not."""
+        stored: list[Stored] = []
+        self._drop_cut()
+        for _ in range(2):  # those being checked, then those that wait
+            try:
+                self._check_waiting(stored)
+            except Exception as error:
+                self._fail(error)
+        stored = self._enter(stored)
+        self._checker.shutdown()
+        if self._writer is not None:
+            self._writer.close()
+        return stored
+
+    def _fail(self, error: Exception) -> None:
+        self.error = self.error or error
+        self._drop_cut()
+
+    def _drop_cut(self) -> None:
+        """Remove the object that is not whole."""
+        self._cut, self._cut_left = [], 0
+        if self._large is not None:
+            self._large.abort()
+            self._large = None
+
+    def _enter(self, stored: list[Stored]) -> list[Stored]:
+        """Have the index name what is stored; nothing of it stays if it cannot."""
         try:
             if self._index is not None:
                 self._index.add(stored)
         except Exception as error:
-            self.error = self.error or error
+            self._fail(error)
             for done in stored:
-                self._store.delete(done.hash)
+                if not done.pack:
+                    self._store.delete(done.hash)
+            if self._writer is not None:
+                packed = [Spot(one.pack, one.offset, one.size) for one in stored if one.pack]
+                with suppress(OSError):
+                    self._writer.take_back(packed)
             return []
         return stored
 
-    def abort(self) -> None:
-        """Remove the object that is not whole; call it at the end as well."""
-        if self._incoming is not None:
-            self._incoming.abort()
-            self._incoming = None
-        if self._second is not None:
-            self._second.shutdown()
-            self._second = None
+    # Splitting.
 
-    def _split(self, data: bytes, stored: list[Stored]) -> None:
-        at, whole = 0, list[_Part]()
+    def _split(self, data: bytes | bytearray, stored: list[Stored]) -> None:
+        at, whole = 0, list[Part]()
         while at < len(data):
-            if self._incoming is None:
-                hash_, size = self._next()
-                if size <= min(IN_MEMORY, len(data) - at):
-                    whole.append((hash_, at, size))
-                    at += size
-                    continue
-                self._store_whole(data, whole, stored)
-                whole = []
-                self._left = size
-                self._incoming = self._store.incoming(size, hash_, self._server)
-            part = memoryview(data)[at : at + self._left]
-            self._incoming.write(part)
-            self._left -= len(part)
-            at += len(part)
-            if not self._left:
-                stored.append(self._incoming.finish())
-                self._incoming = None
-        self._store_whole(data, whole, stored)
+            if self._large is not None:
+                part = memoryview(data)[at : at + self._large.left]
+                self._large.write(part)
+                at += len(part)
+                self._end_large()
+            elif self._cut_left:
+                self._cut.append(data[at : at + self._cut_left])
+                at += len(self._cut[-1])
+                self._cut_left -= len(self._cut[-1])
+                if not self._cut_left:
+                    whole.append((self._hash, b"".join(self._cut), 0, self._size))
+                    self._cut = []
+            else:
+                self._hash, self._size = self._next()
+                if self._size > self._together:
+                    self._large = self._store.unchecked(self._size, self._hash)
+                elif self._size <= len(data) - at:
+                    whole.append((self._hash, data, at, self._size))
+                    at += self._size
+                else:
+                    self._cut_left = self._size
+        if whole:
+            self._store_whole(whole, stored)
 
     def _next(self) -> tuple[bytes, int]:
         for hash_, size in self._coming:
             return hash_, size
         raise ObjectSizeError(hash="after the last one", server=self._server, found=1, size=0)
 
-    def _store_whole(self, data: bytes, whole: list[_Part], stored: list[Stored]) -> None:
-        """Check and write objects that lie whole in ``data``."""
-        if len(whole) < ALONE:
-            wrong = self._check(data, whole)
-            results = self._write(data, whole[:wrong])
-        else:
-            if self._second is None:
-                self._second = ThreadPoolExecutor(1, "intake")
-            half = len(whole) // 2
-            other = self._second.submit(self._check, data, whole[half:])
-            wrong = self._check(data, whole[:half])
-            if (found := other.result()) is not None and wrong is None:
-                wrong = half + found
-            rest = self._second.submit(self._write, data, whole[half:wrong])
-            results = self._write(data, whole[: half if wrong is None else min(half, wrong)])
-            results += rest.result()
-        failure: Exception | None = None
-        for (hash_, at, size), (keyed, error) in zip(whole, results, strict=False):
-            try:
-                if error == -errno.EEXIST:
-                    stored.append(self._replace(hash_, data[at : at + size]))
-                elif error:
-                    with self._store.writing(size):
-                        raise OSError(-error, "")
-                else:
-                    stored.append(Stored(Hash(hash_), size, keyed, True))
-            except Exception as told:
-                failure = failure or told
-        if failure is not None:
-            raise failure
-        if wrong is not None:
-            hash_, at, size = whole[wrong]
-            content = hashlib.sha512(data[at : at + size]).hexdigest()
-            raise ObjectCorruptError(hash=hash_.hex(), server=self._server, found=content)
+    # Small ones.
 
-    @staticmethod
-    def _check(data: bytes, whole: list[_Part]) -> int | None:
-        """The number of the first object that is not what its digest says."""
-        view = memoryview(data)
-        for number, (hash_, at, size) in enumerate(whole):
-            if hashlib.sha512(view[at : at + size]).digest() != hash_:
-                return number
-        return None
+    def _store_whole(self, whole: list[Part], stored: list[Stored]) -> None:
+        """Check and store objects of which all bytes are there."""
+        right = self._store_right(whole, stored)
+        if right < len(whole):
+            hash_, buffer, at, size = whole[right]
+            (found,) = pack.sha512_many([bytes(memoryview(buffer)[at : at + size])])
+            raise self._corrupt(hash_, found)
 
-    def _write(self, data: bytes, whole: list[_Part]) -> list[tuple[bytes, int]]:
-        return write_objects(self._store.descriptor, self._store.flat, data, whole)
+    def _store_right(self, whole: list[Part], stored: list[Stored]) -> int:
+        """Store what is before the first wrong one; the number of that, or how many there are."""
+        if self._writer is None:
+            right, blake3s = pack.check(whole)
+            for (hash_, buffer, at, size), blake3 in zip(whole, blake3s, strict=False):
+                added = self._store.put_checked(hash_, memoryview(buffer)[at : at + size])
+                stored.append(Stored(Hash(hash_), size, blake3, added))
+            return right
+        with self._store.writing(sum(size for _, _, _, size in whole)):
+            right, blake3s, spots = self._writer.enter(whole)
+        for (hash_, _, _, size), blake3, spot in zip(whole, blake3s, spots, strict=False):
+            stored.append(Stored(Hash(hash_), size, blake3, True, spot.pack, spot.offset))
+        return right
 
-    def _replace(self, hash_: bytes, data: bytes) -> Stored:
-        """A file of that name is there: it is compared, and replaced if it has other bytes."""
-        with self._store.incoming(len(data), hash_, self._server) as incoming:
-            incoming.write(data)
-            return incoming.finish()
+    # Large ones.
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return sum(one.size for one in self._waiting)
+
+    def _end_large(self) -> None:
+        if self._large is not None and not self._large.left:
+            self._waiting.append(self._large)
+            self._large = None
+
+    def _check_waiting(self, stored: list[Stored]) -> None:
+        """Have those that wait checked while others come; takes what was checked before."""
+        checking, self._checking = self._checking, None
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._checking = self._checker.submit(self._check_large, waiting)
+        if checking is not None:
+            stored.extend(checking.result())
+
+    def _check_large(self, large: list[Unchecked]) -> list[Stored]:
+        """Give the right ones their names; whichever is wrong is told of by ``error``."""
+        stored: list[Stored] = []
+        try:
+            found = pack.digests([(one.descriptor, one.size) for one in large])
+            for one, (sha512, blake3, error) in zip(large, found, strict=True):
+                try:
+                    with self._store.writing(one.size):
+                        if error:
+                            raise OSError(-error, os.strerror(-error))
+                        if sha512 != one.hash:
+                            raise self._corrupt(one.hash, sha512)
+                        stored.append(one.commit(blake3))
+                except Exception as failure:
+                    self.error = self.error or failure
+        finally:
+            for one in large:
+                one.abort()
+        return stored
+
+    def _corrupt(self, hash_: bytes, found: bytes) -> ObjectCorruptError:
+        return ObjectCorruptError(hash=hash_.hex(), server=self._server, found=found.hex())

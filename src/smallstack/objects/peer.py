@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
+    ExitStack,
     asynccontextmanager,
     contextmanager,
 )
-from typing import Final, Literal
+from types import TracebackType
+from typing import Final, Literal, Self
 
 from smallstack.identity.credentials import ClientCredentials
 from smallstack.identity.renewal import Renewable
@@ -23,6 +25,7 @@ from smallstack.proto.objectserver import (
     GetObjectsRequest,
     GetObjectsResponse,
 )
+from smallstack.srpc.aside import Aside
 from smallstack.srpc.client import Client, dial
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import (
@@ -99,7 +102,8 @@ class PeerSource:
                 if text := response.response_string:
                     raise self._refusal(text)
                 reader = _unpacked(conn, response.object_sizes) if packed else None
-                yield PeerStream(conn, response.object_sizes, self.name, reader)
+                with PeerStream(conn, response.object_sizes, self.name, reader) as stream:
+                    yield stream
 
     async def _start(self, client: Client, stack: AsyncExitStack) -> tuple[Connection, bool]:
         """Begin the call: its connection, and whether what comes is compressed."""
@@ -136,16 +140,38 @@ class PeerStream:
         self._server = server
         self._unpacked = unpacked
         self._piece = memoryview(b"")
+        self._stack = ExitStack()
+        self._tried = False
+        self._aside: Aside | None = None
 
-    async def read(self, limit: int) -> bytes:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    async def read(self, limit: int) -> bytes | bytearray:
         """See `ObjectStream`."""
         with _wrapped(self._server):
             if self._unpacked is None:
-                return await self._conn.read_some(limit)
+                return await self._read_plain(limit)
             if not self._piece:
                 self._piece = memoryview(await anext(self._unpacked, b""))
         part, self._piece = self._piece[:limit], self._piece[limit:]
         return bytes(part)
+
+    async def _read_plain(self, limit: int) -> bytes | bytearray:
+        if not self._tried and not self._conn.has_data():
+            self._tried = True
+            self._aside = self._stack.enter_context(self._conn.reading_aside())
+        if self._aside is not None:
+            return await self._aside.receive(limit)
+        return await self._conn.read_some(limit)
 
 
 async def _unpacked(conn: Connection, sizes: Sequence[int]) -> AsyncIterator[bytes]:

@@ -25,7 +25,7 @@ class ObjectStream(Protocol):
     def sizes(self) -> Sequence[int]:
         """Bytes of each object, in the order asked for."""
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int) -> bytes | bytearray:
         """The next bytes as they come, at most ``limit``; b"" when the peer closed."""
 
 
@@ -77,7 +77,7 @@ class Reader:
         self._waited = 0.0
         self._received = 0
 
-    async def read(self, limit: int, left: int) -> bytes:
+    async def read(self, limit: int, left: int) -> bytes | bytearray:
         """The next bytes, at least one and at most ``limit``, of the ``left`` that are to come.
 
         Raises FetchError when the peer stalls, dribbles or closes.

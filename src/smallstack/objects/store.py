@@ -55,6 +55,10 @@ class Stored(NamedTuple):
     size: int
     blake3: bytes
     added: bool
+    pack: int = 0
+    """The number of the pack it lies in, 0 when it has a file of its own."""
+    offset: int = 0
+    """Where it begins in that."""
 
 
 class ObjectStore:
@@ -151,6 +155,35 @@ class ObjectStore:
         """
         return Incoming(self, size, expected, server, before_commit)
 
+    def put_checked(self, hash_: bytes, data: bytes | memoryview) -> bool:
+        """Store an object whose digest is known to be right; whether it is new.
+
+        Its file has its own name from the first byte on: for stores that nobody opens again, or
+        of which only what an index names is believed. Raises StoreSpaceError or StoreError.
+        """
+        name = self._name(hash_)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with self.writing(len(data)):
+            self._make_bucket(name, hash_)
+            try:
+                fd = os.open(name, flags, 0o444)
+            except FileExistsError:
+                with self.incoming(len(data), hash_) as incoming:
+                    incoming.write(data)
+                    return incoming.finish().added
+            try:
+                _write_all(fd, data)
+            except OSError:
+                os.unlink(name)  # noqa: PTH108 - the hot path
+                raise
+            finally:
+                os.close(fd)
+        return True
+
+    def unchecked(self, size: int, hash_: bytes) -> "Unchecked":
+        """A file of its own for an object of ``size`` bytes that is checked once all are there."""
+        return Unchecked(self, size, hash_)
+
     def delete(self, hash_: bytes) -> int:
         """Remove an object; the bytes it had, 0 when there was none."""
         name = self._name(hash_)
@@ -208,22 +241,27 @@ class ObjectStore:
 
     def _rename(self, temporary: str, hash_: bytes) -> None:
         name = self._name(hash_)
-        bucket = int.from_bytes(hash_[:2], "big")
         for attempt in (1, 2):
-            if not self._has_bucket[bucket]:
-                directory = name.rpartition("/")[0]
-                for one in (directory.rpartition("/")[0], directory):
-                    with suppress(FileExistsError):
-                        os.mkdir(one)  # noqa: PTH102 - the hot path
-                self._has_bucket[bucket] = 1
+            self._make_bucket(name, hash_)
             try:
                 os.rename(temporary, name)  # noqa: PTH104 - the hot path
             except FileNotFoundError:
                 if attempt == 2:
                     raise
-                self._has_bucket[bucket] = 0  # somebody has removed an empty directory
+                # Somebody has removed an empty directory.
+                self._has_bucket[int.from_bytes(hash_[:2], "big")] = 0
             else:
                 return
+
+    def _make_bucket(self, name: str, hash_: bytes) -> None:
+        """The directory of an object, unless it was made before."""
+        bucket = int.from_bytes(hash_[:2], "big")
+        if not self._has_bucket[bucket]:
+            directory = name.rpartition("/")[0]
+            for one in (directory.rpartition("/")[0], directory):
+                with suppress(FileExistsError):
+                    os.mkdir(one)  # noqa: PTH102 - the hot path
+            self._has_bucket[bucket] = 1
 
 
 def object_path(root: str, hash_: bytes, flat: bool) -> str:
@@ -401,6 +439,54 @@ class Incoming:
         return ObjectSizeError(
             hash=shown, server=self._server, found=self.received, size=self._size
         )
+
+
+class Unchecked:
+    """A large object on its way in, whose file is read again to be checked.
+
+    Whoever compares its digests calls `commit` if they are right, and `abort` in any case.
+    """
+
+    def __init__(self, store: ObjectStore, size: int, hash_: bytes) -> None:
+        """Raises StoreSpaceError, at once where there is no room, or StoreError."""
+        self.size = size
+        self.left = size
+        """Bytes to come."""
+        self.hash = Hash(hash_)
+        self._store = store
+        self._temporary = store._temporary()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with store.writing(size):
+            self.descriptor = os.open(self._temporary, flags, 0o444)
+            try:
+                if size > IN_MEMORY:
+                    with suppress(_NotSupportedError):
+                        _allocate(self.descriptor, size)
+            except OSError:
+                self.abort()
+                raise
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take the next of the bytes that are left; raises StoreSpaceError or StoreError."""
+        with self._store.writing(self.size):
+            _write_all(self.descriptor, data)
+        self.left -= len(data)
+
+    def commit(self, blake3: bytes) -> Stored:
+        """Give it its name, in the place of whatever had it; raises OSError."""
+        self._store._rename(self._temporary, self.hash)
+        self._temporary = ""
+        return Stored(self.hash, self.size, blake3, True)
+
+    def abort(self) -> None:
+        """Close its file, and forget it unless it was committed."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+        if self._temporary:
+            with suppress(FileNotFoundError):
+                os.unlink(self._temporary)  # noqa: PTH108 - the hot path
+            self._temporary = ""
 
 
 class _NotSupportedError(Exception):

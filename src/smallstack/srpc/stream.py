@@ -17,8 +17,9 @@ a line byte by byte. Lost hosts are found by TCP keep-alive. All waits are event
 import asyncio
 import socket
 import ssl
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar, cast
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from smallstack.srpc.errors import (
     ConnectionClosedError,
@@ -28,6 +29,9 @@ from smallstack.srpc.errors import (
 )
 from smallstack.srpc.patience import Patience
 from smallstack.srpc.tls import SLICE, TlsSession, tls_reason
+
+if TYPE_CHECKING:
+    from smallstack.srpc.aside import Aside
 
 T = TypeVar("T")
 READ_HIGH: Final = 256 * 1024
@@ -313,6 +317,64 @@ class Stream(asyncio.Protocol):
         """Send what is queued if the peer takes it at once; otherwise `flush` is to be awaited."""
         self.push()
         return not (self._writing_paused or self._dropped or self._since_turn > _TURN)
+
+    # Past the loop.
+
+    @contextmanager
+    def reading_aside(self) -> Iterator["Aside | None"]:
+        """What to read large parts of the stream with meanwhile, in place of all else here.
+
+        None where that cannot be: unread bytes are here, it is encrypted, it has ended.
+        """
+        sock = self._socket()
+        if sock is None or self._buffer or self._eof:
+            yield None
+            return
+        from smallstack.srpc.aside import Aside  # no client needs it to start
+
+        self._pause()
+        try:
+            with Aside(sock) as aside:
+                yield aside
+        finally:
+            self._resume()
+
+    @asynccontextmanager
+    async def writing_aside(self) -> AsyncIterator["Aside | None"]:
+        """What to send many bytes with meanwhile, in place of all else here; None as above.
+
+        Waits until all that was written before is out. Raises ConnectionClosedError,
+        PeerStalledError.
+        """
+        await self.flush()
+        sock = self._socket()
+        if sock is None or self._transport is None:
+            yield None
+            return
+        from smallstack.srpc.aside import Aside
+
+        self._transport.set_write_buffer_limits(high=0)
+        try:
+            await self.flush()
+        finally:
+            if self._transport is not None:
+                self._transport.set_write_buffer_limits(high=WRITE_HIGH)
+        with Aside(sock, self.patience) as aside:
+            aside.buffer_more()
+            yield aside
+
+    def _socket(self) -> int | None:
+        """The descriptor of a plain connection that is not handed over to anybody."""
+        transport = self._transport
+        if self._tls is not None or self._sink is not None or transport is None:
+            return None
+        sock = transport.get_extra_info("socket")
+        return sock.fileno() if sock is not None and not transport.is_closing() else None
+
+    def stalled(self) -> PeerStalledError:
+        """Give up a peer that took nothing for too long; the error to raise."""
+        assert self.patience is not None
+        return self._stalled(self.patience)
 
     # The end.
 

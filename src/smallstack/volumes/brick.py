@@ -62,10 +62,11 @@ class Objects(Protocol):
 
     @property
     def directory(self) -> Path:
-        """Holds the objects as <2 hex>/<126 hex> or <2 hex>/<2 hex>/<124 hex>."""
+        """Holds the objects as <2 hex>/<126 hex>, <2 hex>/<2 hex>/<124 hex>, .packs/<number>."""
 
-    def blake3(self, hash_: bytes, /) -> bytes:
-        """The 32-byte BLAKE3 of an object by its SHA-512."""
+    def facts(self, hash_: bytes, /) -> tuple[bytes, int, int]:
+        """The 32-byte BLAKE3 of an object by its SHA-512; the number of its pack, 0 for none, and
+        where it begins in that."""
 
     async def drop(self, hashes: Iterable[bytes], /) -> None:
         """Forget objects, so that they are fetched again."""
@@ -435,7 +436,7 @@ def _write_root(
             fd,
             fs,
             directory,
-            blake3=cache.blake3,
+            facts=cache.facts,
             size=division.root.size,
             offset=division.root.offset,
             uuid=random_looking_uuid(seed),

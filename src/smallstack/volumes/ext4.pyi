@@ -12,7 +12,7 @@ def write_root(
     fs: FileSystem,
     object_directory: int,
     *,
-    blake3: Callable[[bytes], bytes] | None,
+    facts: Callable[[bytes], tuple[bytes, int, int]] | None,
     size: int,
     offset: int = 0,
     uuid: bytes,

@@ -70,16 +70,24 @@ cdef extern from "ext4.h" nogil:
         int64_t time
         uint32_t bytes_per_inode
         uint32_t reserved_percent
-    ctypedef int (*open_function)(void *, uint32_t, const uint8_t *) noexcept nogil
-    ctypedef int (*digests_function)(void *, const uint32_t *, uint32_t, uint8_t *) noexcept nogil
+    struct ss_ext4_object:
+        uint8_t blake3[32]
+        uint64_t pack
+        uint64_t offset
+    ctypedef int (*open_function)(void *, uint32_t, const uint8_t *,
+                                  const ss_ext4_object *) noexcept nogil
+    ctypedef int (*facts_function)(void *, const uint32_t *, uint32_t,
+                                   ss_ext4_object *) noexcept nogil
     struct ss_ext4_source:
         void *context
         open_function open
-        digests_function digests
+        facts_function facts
     struct ss_ext4_objects:
         int directory
         unsigned levels
-    int ss_ext4_open_stored(void *context, uint32_t inode, const uint8_t *hash) noexcept
+    int ss_ext4_open_stored(void *context, uint32_t inode, const uint8_t *hash,
+                            const ss_ext4_object *object) noexcept
+    void ss_ext4_close_stored(ss_ext4_objects *objects) noexcept
     int ss_ext4_write(int fd, uint64_t offset, const ss_tree *tree, const ss_ext4_params *params,
                       const ss_ext4_source *source, ss_ext4_report *report) noexcept
 
@@ -99,43 +107,47 @@ cdef extern from "ext4_dir.h" nogil:
 cdef struct context:
     ss_ext4_objects objects  # first: ss_ext4_open_stored reads it
     const ss_inode *inodes
-    void *blake3   # a Python callable
+    void *facts    # a Python callable
     void *error    # a list that takes what it raised
 
 
-cdef int fill_digests(void *opaque, const uint32_t *inodes, uint32_t count,
-                      uint8_t *digests) noexcept nogil:
+cdef int fill_facts(void *opaque, const uint32_t *inodes, uint32_t count,
+                    ss_ext4_object *objects) noexcept nogil:
     with gil:
-        return fill_digests_gil(<context *>opaque, inodes, count, digests)
+        return fill_facts_gil(<context *>opaque, inodes, count, objects)
 
 
-cdef int fill_digests_gil(context *ctx, const uint32_t *inodes, uint32_t count,
-                          uint8_t *digests) noexcept:
+cdef int fill_facts_gil(context *ctx, const uint32_t *inodes, uint32_t count,
+                        ss_ext4_object *objects) noexcept:
     cdef uint32_t i
     cdef bytes digest
     try:
-        lookup = <object>ctx.blake3
+        lookup = <object>ctx.facts
         for i in range(count):
-            digest = lookup((<const uint8_t *>ctx.inodes[inodes[i]].hash)[:64])
+            digest, pack, offset = lookup((<const uint8_t *>ctx.inodes[inodes[i]].hash)[:64])
             if len(digest) != 32:
                 raise ValueError("a BLAKE3 digest has 32 bytes")
-            memcpy(digests + <size_t>i * 32, <const uint8_t *>digest, 32)
+            memcpy(objects[i].blake3, <const uint8_t *>digest, 32)
+            objects[i].pack = pack
+            objects[i].offset = offset
     except BaseException as raised:
         (<list>ctx.error).append(raised)
         return -errno.ECANCELED
     return 0
 
 
-def write_root(int fd, fs, int object_directory, *, blake3, uint64_t size, uint64_t offset=0,
+def write_root(int fd, fs, int object_directory, *, facts, uint64_t size, uint64_t offset=0,
                bytes uuid, bytes label=b"", int64_t time=0, uint32_t bytes_per_inode=8192,
                uint32_t reserved_percent=5, path=""):
     """Writes ``fs`` as an ext4 file system of ``size`` bytes at byte ``offset`` of a fresh file.
 
     ``object_directory`` is a descriptor of the directory that holds the objects (2 hex, 126 hex, or
-    2 hex, 2 hex, 124 hex); ``blake3(sha512) -> 32 bytes`` is asked, in batches, for what each object's bytes
-    must hash to (None: nothing is checked). ``time`` is in seconds. The global interpreter lock
-    is released but for those batches. Raises the errors of smallstack.volumes.errors, and what
-    ``blake3`` raised; ``path`` is the volume's name in them.
+    2 hex, 2 hex, 124 hex, or .packs/number); ``facts(sha512) -> (blake3, pack, offset)`` is asked, in
+    batches, for what each object's bytes must hash to and where they are: the number of the pack, 0
+    for a file of its own, and the first byte in it (None: nothing is checked, and there are no
+    packs). ``time`` is in seconds. The global interpreter lock is released but for those batches.
+    Raises the errors of smallstack.volumes.errors, and what ``facts`` raised; ``path`` is the
+    volume's name in them.
     """
     cdef const uint8_t[::1] inodes = fs.inodes, entries = fs.entries, blob = fs.blob
     cdef ss_tree tree
@@ -168,18 +180,20 @@ def write_root(int fd, fs, int object_directory, *, blake3, uint64_t size, uint6
     params.time = time
     params.bytes_per_inode = bytes_per_inode
     params.reserved_percent = reserved_percent
+    memset(&ctx.objects, 0, sizeof(ctx.objects))
     ctx.objects.directory = object_directory
     ctx.objects.levels = 1
     ctx.inodes = tree.inodes
-    ctx.blake3 = <void *>blake3
+    ctx.facts = <void *>facts
     ctx.error = <void *>raised
     source.context = &ctx
     source.open = ss_ext4_open_stored
-    source.digests = NULL
-    if blake3 is not None:
-        source.digests = fill_digests
+    source.facts = NULL
+    if facts is not None:
+        source.facts = fill_facts
     with nogil:
         rc = ss_ext4_write(fd, offset, &tree, &params, &source, &report)
+        ss_ext4_close_stored(&ctx.objects)
     if raised:
         raise raised[0]
     if rc < 0:

@@ -1,0 +1,42 @@
+/* Objects checked as they enter a cache: many at a time, in the lanes of the processor.
+ *
+ * Small ones come whole in memory and go side by side into one file, a pack, each at a multiple of
+ * SS_PACK_ALIGN bytes: what lies between them is zeros, so that a file system can give back an
+ * object's blocks, or share them. Large ones have a file each, which is read again to be checked.
+ */
+#ifndef SS_OBJECT_PACK_H
+#define SS_OBJECT_PACK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define SS_PACK_ALIGN 4096
+
+struct ss_pack_object {
+    const uint8_t *hash; /* 64 bytes: the SHA-512 that it has to have */
+    const uint8_t *data;
+    size_t size;         /* bytes, at least 1 */
+    uint8_t blake3[32];  /* out */
+};
+
+struct ss_pack_file {
+    int fd;
+    uint64_t size;       /* bytes, at least 1 */
+    uint8_t sha512[64];  /* out */
+    uint8_t blake3[32];  /* out */
+    int error;           /* out: 0 or a negative errno; -ENODATA where the file is shorter */
+};
+
+/* The number of the first object that has another SHA-512, or `count`: all of them are right then
+ * and have their BLAKE3. -ENOMEM. */
+int64_t ss_pack_check(struct ss_pack_object *objects, size_t count);
+
+/* Writes objects into a pack, the first at byte `offset` (a multiple of SS_PACK_ALIGN), each of the
+ * others at the next such multiple behind the one before, and zeros up to the end of the last block.
+ * 0 or a negative errno; what was written then is worth nothing. */
+int ss_pack_write(int fd, uint64_t offset, const struct ss_pack_object *objects, size_t count);
+
+/* Digests of files from their byte 0 on. -ENOMEM. */
+int ss_pack_check_files(struct ss_pack_file *files, size_t count);
+
+#endif

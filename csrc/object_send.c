@@ -1,0 +1,121 @@
+/* Sends objects; see object_send.h. */
+#include "object_send.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "object_path.h"
+
+enum { LARGE = 256 << 10 }; /* bytes: below, a copy costs less than a call of its own */
+
+int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objects, size_t count)
+{
+    char path[SS_OBJECT_PATH];
+    struct stat st;
+
+    for (size_t i = 0; i < count; i++) {
+        ss_object_path(objects[i].hash, levels, path);
+        objects[i].size = 0;
+        if (fstatat(directory, path, &st, AT_SYMLINK_NOFOLLOW) == 0)
+            objects[i].size = (uint64_t)st.st_size;
+        else if (errno != ENOENT)
+            return -errno;
+    }
+    return 0;
+}
+
+static int read_whole(int file, uint8_t *to, size_t size)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t got = pread(file, to + done, size - done, (off_t)done);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return got < 0 ? -errno : -ENODATA;
+        done += (size_t)got;
+    }
+    return 0;
+}
+
+/* Takes the next objects: as many small ones as the buffer holds, or a large one. */
+static int take(struct ss_object_sender *sender)
+{
+    char path[SS_OBJECT_PATH];
+
+    sender->fill = sender->sent = 0;
+    while (sender->next < sender->count) {
+        const struct ss_object_sent *object = &sender->objects[sender->next];
+        if (object->size >= LARGE ? sender->fill > 0 : object->size > SS_SEND_ROOM - sender->fill)
+            break;
+        ss_object_path(object->hash, sender->levels, path);
+        int file =
+            openat(sender->directory, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        sender->next++;
+        if (file < 0)
+            return -errno;
+        if (object->size >= LARGE) {
+            sender->file = file;
+            sender->offset = 0;
+            break;
+        }
+        int rc = read_whole(file, sender->buffer + sender->fill, (size_t)object->size);
+        close(file);
+        if (rc < 0)
+            return rc;
+        sender->fill += (size_t)object->size;
+    }
+    return 0;
+}
+
+static int64_t send_file(struct ss_object_sender *sender, int fd)
+{
+    uint64_t size = sender->objects[sender->next - 1].size;
+    off_t at = (off_t)sender->offset;
+    ssize_t out = sendfile(fd, sender->file, &at, (size_t)(size - sender->offset));
+
+    if (out == 0)
+        errno = ENODATA;
+    if (out <= 0)
+        return -errno;
+    sender->offset += (uint64_t)out;
+    if (sender->offset == size) {
+        close(sender->file);
+        sender->file = -1;
+    }
+    return out;
+}
+
+static int64_t send_buffer(struct ss_object_sender *sender, int fd)
+{
+    ssize_t out = send(fd, sender->buffer + sender->sent, sender->fill - sender->sent,
+                       MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (out < 0)
+        return -errno;
+    sender->sent += (size_t)out;
+    return out;
+}
+
+int64_t ss_object_send(struct ss_object_sender *sender, int fd, uint64_t most)
+{
+    uint64_t total = 0;
+
+    while (total < most && !ss_object_all_sent(sender)) {
+        int64_t out = 0;
+        if (sender->sent < sender->fill)
+            out = send_buffer(sender, fd);
+        else if (sender->file >= 0)
+            out = send_file(sender, fd);
+        else
+            out = take(sender);
+        if (out == -EAGAIN || out == -EWOULDBLOCK)
+            break;
+        if (out < 0 && out != -EINTR)
+            return out;
+        total += out > 0 ? (uint64_t)out : 0;
+    }
+    return (int64_t)total;
+}

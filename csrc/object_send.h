@@ -1,0 +1,44 @@
+/* The bytes of stored objects, one object after the other, into a socket: what goes without waiting.
+ *
+ * Many small objects are read together and sent in one call, large ones go from the page cache.
+ */
+#ifndef SS_OBJECT_SEND_H
+#define SS_OBJECT_SEND_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { SS_SEND_ROOM = 1 << 20 };
+
+struct ss_object_sent {
+    const uint8_t *hash; /* 64 bytes */
+    uint64_t size;       /* bytes */
+};
+
+struct ss_object_sender {
+    int directory;   /* of the store: a descriptor */
+    unsigned levels; /* of directories: 1 or 2, see object_path.h */
+    const struct ss_object_sent *objects;
+    size_t count;
+    uint8_t *buffer; /* SS_SEND_ROOM bytes */
+    /* all zero to begin with, `file` -1 */
+    size_t next;       /* the object that comes up */
+    size_t fill, sent; /* bytes in the buffer, and of those that are out */
+    int file;          /* of the large object before `next`, -1: none is on its way */
+    uint64_t offset;   /* what is out of that one */
+};
+
+/* Sizes in bytes of stored objects, 0 for one that is not there. 0 or a negative errno. */
+int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objects, size_t count);
+
+/* Sends until the socket is full, all is out, or `most` bytes are (about). How many that were, or a
+ * negative errno: -ENODATA where the file of the object before `next` is shorter than its size. */
+int64_t ss_object_send(struct ss_object_sender *sender, int fd, uint64_t most);
+
+/* Whether all is out. */
+static inline int ss_object_all_sent(const struct ss_object_sender *sender)
+{
+    return sender->next == sender->count && sender->sent == sender->fill && sender->file < 0;
+}
+
+#endif

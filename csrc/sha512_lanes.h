@@ -1,0 +1,98 @@
+/* One SHA-512 kernel, included once per number of lanes. No include guard on purpose.
+ *
+ * Wants LANES (1, 2, 4, 8), KERNEL (the function's name) and KERNEL_TARGET (its attributes). Lane l
+ * hashes `blocks` blocks of 128 bytes from data[l] on into state[0 … 7][l]; data[l] moves on.
+ */
+
+#if LANES == 1
+#define V uint64_t
+#else
+typedef uint64_t SS_JOIN(words, LANES) __attribute__((vector_size(LANES * 8)));
+#define V SS_JOIN(words, LANES)
+#endif
+
+#define ROTATE(x, n) (((x) >> (n)) | ((x) << (64 - (n))))
+#define CHOOSE(e, f, g) ((((f) ^ (g)) & (e)) ^ (g))
+#define MAJORITY(a, b, c) (((a) & (b)) | (((a) | (b)) & (c)))
+#define SUM0(x) (ROTATE(x, 28) ^ ROTATE(x, 34) ^ ROTATE(x, 39))
+#define SUM1(x) (ROTATE(x, 14) ^ ROTATE(x, 18) ^ ROTATE(x, 41))
+#define SIGMA0(x) (ROTATE(x, 1) ^ ROTATE(x, 8) ^ ((x) >> 7))
+#define SIGMA1(x) (ROTATE(x, 19) ^ ROTATE(x, 61) ^ ((x) >> 6))
+#define ROUND(a, b, c, d, e, f, g, h, word)                          \
+    do {                                                             \
+        V t = h + SUM1(e) + CHOOSE(e, f, g) + K[round] + (word);     \
+        d += t;                                                      \
+        h = t + SUM0(a) + MAJORITY(a, b, c);                         \
+        round++;                                                     \
+    } while (0)
+/* Word i of a later round, from those of the rounds before it. */
+#define NEXT(i) \
+    (w[i] += SIGMA1(w[((i) + 14) & 15]) + w[((i) + 9) & 15] + SIGMA0(w[((i) + 1) & 15]))
+#define EIGHT(word, at)                                \
+    do {                                               \
+        ROUND(a, b, c, d, e, f, g, h, word((at)));     \
+        ROUND(h, a, b, c, d, e, f, g, word((at) + 1)); \
+        ROUND(g, h, a, b, c, d, e, f, word((at) + 2)); \
+        ROUND(f, g, h, a, b, c, d, e, word((at) + 3)); \
+        ROUND(e, f, g, h, a, b, c, d, word((at) + 4)); \
+        ROUND(d, e, f, g, h, a, b, c, word((at) + 5)); \
+        ROUND(c, d, e, f, g, h, a, b, word((at) + 6)); \
+        ROUND(b, c, d, e, f, g, h, a, word((at) + 7)); \
+    } while (0)
+#define FIRST(i) w[i]
+
+KERNEL_TARGET static void KERNEL(uint64_t state[8][MAX_LANES], const uint8_t *data[MAX_LANES],
+                                 size_t blocks)
+{
+    V s[8];
+
+    for (unsigned i = 0; i < 8; i++)
+        memcpy(&s[i], state[i], sizeof s[i]);
+    for (; blocks > 0; blocks--) {
+        uint64_t words[16][LANES] __attribute__((aligned(64)));
+        V w[16], a = s[0], b = s[1], c = s[2], d = s[3], e = s[4], f = s[5], g = s[6], h = s[7];
+        unsigned round = 0;
+
+        for (unsigned lane = 0; lane < LANES; lane++) {
+            for (unsigned i = 0; i < 16; i++) {
+                uint64_t word;
+                memcpy(&word, data[lane] + (size_t)i * 8, sizeof word);
+                words[i][lane] = be64toh(word);
+            }
+            data[lane] += BLOCK;
+        }
+        memcpy(w, words, sizeof w);
+        EIGHT(FIRST, 0);
+        EIGHT(FIRST, 8);
+        for (unsigned pass = 1; pass < 5; pass++) {
+            EIGHT(NEXT, 0);
+            EIGHT(NEXT, 8);
+        }
+        s[0] += a;
+        s[1] += b;
+        s[2] += c;
+        s[3] += d;
+        s[4] += e;
+        s[5] += f;
+        s[6] += g;
+        s[7] += h;
+    }
+    for (unsigned i = 0; i < 8; i++)
+        memcpy(state[i], &s[i], sizeof s[i]);
+}
+
+#undef V
+#undef ROTATE
+#undef CHOOSE
+#undef MAJORITY
+#undef SUM0
+#undef SUM1
+#undef SIGMA0
+#undef SIGMA1
+#undef ROUND
+#undef NEXT
+#undef EIGHT
+#undef FIRST
+#undef LANES
+#undef KERNEL
+#undef KERNEL_TARGET

@@ -1,0 +1,140 @@
+# distutils: sources = csrc/object_pack.c csrc/sha512.c csrc/blake3.c
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Glue over csrc/object_pack.h and csrc/sha512.h, without the interpreter's lock."""
+
+from cpython.bytes cimport PyBytes_AsString
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+cdef extern from "object_pack.h" nogil:
+    struct ss_pack_object:
+        const uint8_t *hash
+        const uint8_t *data
+        size_t size
+        uint8_t blake3[32]
+    struct ss_pack_file:
+        int fd
+        uint64_t size
+        uint8_t sha512[64]
+        uint8_t blake3[32]
+        int error
+    int64_t ss_pack_check(ss_pack_object *objects, size_t count)
+    int ss_pack_write(int fd, uint64_t offset, const ss_pack_object *objects, size_t count)
+    int ss_pack_check_files(ss_pack_file *files, size_t count)
+
+cdef extern from "sha512.h" nogil:
+    struct ss_sha512_message:
+        const uint8_t *data
+        size_t length
+        uint8_t digest[64]
+    unsigned ss_sha512_lanes()
+    int ss_sha512_many_lanes(unsigned lanes, ss_sha512_message *messages, size_t count)
+
+
+cdef ss_pack_object *take(list objects) except NULL:
+    """The objects as C has them; raises ValueError for one that is not within its buffer."""
+    cdef size_t count = len(objects), i, at, size, end
+    cdef const uint8_t[::1] view
+    cdef ss_pack_object *list_ = <ss_pack_object *>calloc(count + 1, sizeof(ss_pack_object))
+    if list_ == NULL:
+        raise MemoryError
+    last = None
+    try:
+        for i in range(count):
+            hash_, buffer, at, size = objects[i]
+            if buffer is not last:
+                view = last = buffer  # the caller's list keeps it alive
+            end = <size_t>view.shape[0]
+            if len(hash_) != 64 or size == 0 or size > end or at > end - size:
+                raise ValueError("an object outside of its buffer")
+            list_[i].hash = <const uint8_t *>PyBytes_AsString(hash_)
+            list_[i].data = &view[at]
+            list_[i].size = size
+    except BaseException:
+        free(list_)
+        raise
+    return list_
+
+
+def check(list objects not None):
+    """As `enter`, without writing them: how many are right, and the BLAKE3 of each of those."""
+    return check_and_write(-1, 0, objects)[:2]
+
+
+def enter(int fd, uint64_t offset, list objects not None):
+    """Checks objects and writes those before the first wrong one into a pack, from ``offset`` on.
+
+    An object is (SHA-512, buffer, where it begins in that, size), in bytes. Returns the number of
+    the first whose content has another SHA-512 (or how many there are), the BLAKE3 of each before
+    it, and 0 or a negative errno of writing. See csrc/object_pack.h for where each of them lies.
+    Raises ValueError for an object that is not within its buffer.
+    """
+    return check_and_write(fd, offset, objects)
+
+
+cdef check_and_write(int fd, uint64_t offset, list objects):
+    cdef size_t count = len(objects), i
+    cdef int64_t right
+    cdef int error = 0
+    cdef ss_pack_object *list_ = take(objects)
+    try:
+        with nogil:
+            right = ss_pack_check(list_, count)
+            if right > 0 and fd >= 0:
+                error = ss_pack_write(fd, offset, list_, <size_t>right)
+        if right < 0:
+            raise MemoryError
+        return right, [list_[i].blake3[:32] for i in range(<size_t>right)], error
+    finally:
+        free(list_)
+
+
+def digests(list files not None):
+    """SHA-512, BLAKE3 and 0 or a negative errno of each file: a list of (descriptor, size)."""
+    cdef size_t count = len(files), i
+    cdef int rc
+    cdef ss_pack_file *list_ = <ss_pack_file *>calloc(count + 1, sizeof(ss_pack_file))
+    if list_ == NULL:
+        raise MemoryError
+    try:
+        for i in range(count):
+            list_[i].fd, list_[i].size = files[i]
+            if list_[i].size == 0:
+                raise ValueError("an object has at least one byte")
+        with nogil:
+            rc = ss_pack_check_files(list_, count)
+        if rc < 0:
+            raise MemoryError
+        return [
+            (list_[i].sha512[:64], list_[i].blake3[:32], list_[i].error) for i in range(count)
+        ]
+    finally:
+        free(list_)
+
+
+def sha512_lanes():
+    """How many messages this processor hashes side by side: 1, 4 or 8."""
+    return ss_sha512_lanes()
+
+
+def sha512_many(list messages not None, unsigned lanes=0):
+    """The SHA-512 of each message; ``lanes`` forces a kernel (ValueError: not on this CPU)."""
+    cdef size_t count = len(messages), i
+    cdef int rc
+    cdef ss_sha512_message *list_
+    if lanes == 0:
+        lanes = ss_sha512_lanes()
+    list_ = <ss_sha512_message *>calloc(count + 1, sizeof(ss_sha512_message))
+    if list_ == NULL:
+        raise MemoryError
+    try:
+        for i in range(count):
+            list_[i].data = <const uint8_t *>PyBytes_AsString(messages[i])
+            list_[i].length = <size_t>len(messages[i])
+        with nogil:
+            rc = ss_sha512_many_lanes(lanes, list_, count)
+        if rc < 0:
+            raise ValueError(f"no SHA-512 kernel of {lanes} lanes on this processor")
+        return [list_[i].digest[:64] for i in range(count)]
+    finally:
+        free(list_)

@@ -1,0 +1,3 @@
+"""Types of the bulk reader."""
+
+def receive(fd: int, limit: int, linger_ms: int) -> bytes | bytearray | None: ...

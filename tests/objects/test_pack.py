@@ -1,0 +1,108 @@
+"""Checking many objects at once, and where they lie in a pack: beside hashlib and blake3."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallstack.objects import pack
+from smallstack.objects.packs import ALIGN, Packs, PackWriter, Part, padded
+
+EDGES = [0, 1, 110, 111, 112, 113, 127, 128, 129, 239, 240, 255, 256, 257, 4095, 4096, 4097, 70_000]
+sizes = st.lists(st.sampled_from(EDGES) | st.integers(0, 3000), max_size=40)
+
+
+def content(size: int, seed: int) -> bytes:
+    return (hashlib.sha256(b"%d" % seed).digest() * (size // 32 + 1))[:size]
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 8])
+@settings(max_examples=60, deadline=None)
+@given(sizes=sizes, seed=st.integers(0, 1000))
+def test_sha512_in_lanes_is_hashlibs(lanes: int, sizes: list[int], seed: int) -> None:
+    messages = [content(size, seed + n) for n, size in enumerate(sizes)]
+    if lanes > pack.sha512_lanes():
+        with pytest.raises(ValueError, match=f"no SHA-512 kernel of {lanes} lanes"):
+            pack.sha512_many(messages, lanes)
+        return
+    found = pack.sha512_many(messages, lanes)
+    assert found == [hashlib.sha512(message).digest() for message in messages]
+
+
+def test_no_such_kernel() -> None:
+    with pytest.raises(ValueError, match="no SHA-512 kernel of 3 lanes"):
+        pack.sha512_many([b"x"], 3)
+
+
+def parts_of(messages: list[bytes]) -> list[Part]:
+    buffer = b"?" + b"".join(messages)
+    parts: list[Part] = []
+    at = 1
+    for message in messages:
+        parts.append((hashlib.sha512(message).digest(), buffer, at, len(message)))
+        at += len(message)
+    return parts
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=sizes, seed=st.integers(0, 1000), wrong=st.none() | st.integers(0, 39))
+def test_what_is_before_the_first_wrong_one_lies_in_the_pack(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int, wrong: int | None
+) -> None:
+    messages = [content(size, seed + n) for n, size in enumerate(sizes) if size]
+    parts = parts_of(messages)
+    if wrong is not None and wrong < len(parts):
+        for number in (wrong, len(parts) - 1):  # the first one is told of
+            _, buffer, at, size = parts[number]
+            parts[number] = (b"!" * 64, buffer, at, size)
+    right = len(parts) if wrong is None else min(wrong, len(parts))
+    packs = Packs(tmp_path_factory.mktemp("packs"), ())
+    writer = PackWriter(packs)
+    entered = writer.enter(parts)
+    assert entered.right == right
+    assert entered.blake3s == [blake3(message).digest() for message in messages[:right]]
+    assert pack.check(parts) == (right, entered.blake3s)
+    at = 0
+    path = Path(packs.path(1))
+    whole = path.read_bytes()
+    for message, spot in zip(messages, entered.spots, strict=False):
+        assert (spot.pack, spot.offset, spot.size) == (1, at, len(message))
+        at += padded(len(message))
+        assert whole[spot.offset : at] == message.ljust(padded(len(message)), b"\0")
+    assert len(whole) == at
+    assert at % ALIGN == 0
+    writer.take_back(entered.spots)
+    writer.close()
+    assert not path.exists()
+
+
+def test_an_object_outside_of_its_buffer() -> None:
+    for at, size in ((0, 0), (0, 4), (3, 1), (1 << 63, 1), (2, (1 << 64) - 1)):
+        with pytest.raises(ValueError, match="outside of its buffer"):
+            pack.check([(bytes(64), b"abc", at, size)])
+    with pytest.raises(ValueError, match="outside of its buffer"):
+        pack.check([(bytes(63), b"abc", 0, 3)])
+
+
+@pytest.mark.parametrize("sizes", [[1], [65_535, 65_536, 65_537], [200_000, 1, 131_072, 77] * 5])
+def test_files_read_side_by_side(tmp_path: Path, sizes: list[int]) -> None:
+    contents = [content(size, n) for n, size in enumerate(sizes)]
+    fds = []
+    for number, data in enumerate(contents):
+        (tmp_path / str(number)).write_bytes(data)
+        fds.append(os.open(tmp_path / str(number), os.O_RDONLY))
+    try:
+        found = pack.digests(list(zip(fds, sizes, strict=True)))
+        short = pack.digests([(fds[0], sizes[0] + 1), (fds[-1], sizes[-1])])
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert found == [(hashlib.sha512(d).digest(), blake3(d).digest(), 0) for d in contents]
+    assert os.strerror(-short[0][2]) == "No data available"
+    assert short[1] == found[-1]
+    with pytest.raises(ValueError, match="at least one byte"):
+        pack.digests([(0, 0)])

@@ -66,6 +66,7 @@ class DirectoryEntry(Message, kw_only=True):
     go_package: ClassVar[str] = "filesystem"
     name: str = ""
     inode_number: Uint64 = 0
+    """A key of `InodeTable`."""
 
 
 class DirectoryInode(Message, kw_only=True):
@@ -74,7 +75,9 @@ class DirectoryInode(Message, kw_only=True):
     go_package: ClassVar[str] = "filesystem"
     entry_list: list[Pointed[DirectoryEntry]] = []
     entries_by_name: dict[str, Pointed[DirectoryEntry]] = {}
+    """Never sent."""
     mode: Annotated[int, Wire("uint32", "filesystem.FileMode")] = 0
+    """Permissions and kind, as in `struct stat`."""
     uid: Uint32 = 0
     gid: Uint32 = 0
     mtime_nano_seconds: Int32 = 0
@@ -87,12 +90,14 @@ class RegularInode(Message, kw_only=True):
 
     go_package: ClassVar[str] = "filesystem"
     mode: Annotated[int, Wire("uint32", "filesystem.FileMode")] = 0
+    """Permissions and kind, as in `struct stat`."""
     uid: Uint32 = 0
     gid: Uint32 = 0
     mtime_nano_seconds: Int32 = 0
     mtime_seconds: Int64 = 0
     size: Uint64 = 0
     hash: Hash = Hash.zero
+    """SHA-512; all zero where the file is empty."""
     xattrs: dict[str, bytes] = {}
 
 
@@ -101,9 +106,11 @@ class ComputedRegularInode(Message, kw_only=True):
 
     go_package: ClassVar[str] = "filesystem"
     mode: Annotated[int, Wire("uint32", "filesystem.FileMode")] = 0
+    """Permissions and kind, as in `struct stat`."""
     uid: Uint32 = 0
     gid: Uint32 = 0
     source: str = ""
+    """`host:port` of the file generator."""
     xattrs: dict[str, bytes] = {}
 
 
@@ -124,11 +131,13 @@ class SpecialInode(Message, kw_only=True):
 
     go_package: ClassVar[str] = "filesystem"
     mode: Annotated[int, Wire("uint32", "filesystem.FileMode")] = 0
+    """Permissions and kind, as in `struct stat`."""
     uid: Uint32 = 0
     gid: Uint32 = 0
     mtime_nano_seconds: Int32 = 0
     mtime_seconds: Int64 = 0
     rdev: Uint64 = 0
+    """As in `struct stat`."""
     xattrs: dict[str, bytes] = {}
 
 

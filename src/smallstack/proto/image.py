@@ -41,6 +41,7 @@ class Annotation(Message, kw_only=True):
 
     go_package: ClassVar[str] = "image"
     object: Hash | None = None
+    """SHA-512 of the text."""
     url: str = ""
 
 
@@ -79,7 +80,9 @@ class Image(Message, kw_only=True):
     build_commit_id: str = ""
     build_git_url: str = ""
     created_by: str = ""
+    """Set by the server: who added it."""
     created_for: str = ""
+    """Who had it added."""
     filter: Filter | None = None
     file_system: FileSystem | None = None
     triggers: Triggers | None = None
@@ -87,8 +90,11 @@ class Image(Message, kw_only=True):
     build_log: Annotation | None = None
     created_on: Time = Time()
     expires_at: Time = Time()
+    """Zero time: never."""
     owner_groups: list[str] = []
     owner_users: list[str] = []
     packages: list[Package] = []
+    """What is installed in it."""
     source_image: str = ""
+    """What it was built on."""
     tags: Tags = {}

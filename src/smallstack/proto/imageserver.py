@@ -189,8 +189,10 @@ class GetImageInodesResponse(ImageServerMessage, kw_only=True):
     error: str = ""
     image_exists: bool = False
     inode_numbers: dict[Filename, InodeNumber] = {}
+    """Of each file."""
     inodes: dict[InodeNumber, GenericInode] = {}
     num_links: dict[InodeNumber, Uint] = {}
+    """Names that each inode has."""
 
 
 class GetImageRequest(ImageServerMessage, kw_only=True):
@@ -220,6 +222,7 @@ class GetImageUsageEstimateResponse(ImageServerMessage, kw_only=True):
 
     image_exists: bool = False
     usage_estimate: Uint64 = 0
+    """Bytes on disk."""
 
 
 class GetFilteredImageUpdatesRequest(ImageServerMessage, kw_only=True):
@@ -277,6 +280,7 @@ class ImageUpdate(ImageServerMessage, kw_only=True):
     name: str = ""
     directory: Directory | None = None
     operation: Uint = 0
+    """0: image added, 1: image deleted, 2: directory made, 3: directory deleted."""
 
 
 class ImportTreeRequest(ImageServerMessage, kw_only=True):

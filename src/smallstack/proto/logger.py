@@ -23,6 +23,7 @@ class DebugRequest(LoggerMessage, kw_only=True):
     args: list[str] = []
     name: str = ""
     level: Uint8 = 0
+    """The line shows from this debug level on."""
 
 
 class DebugResponse(LoggerMessage, kw_only=True):
@@ -55,6 +56,7 @@ class SetDebugLevelRequest(LoggerMessage, kw_only=True):
 
     name: str = ""
     level: Int16 = 0
+    """-1: no debug lines."""
 
 
 class SetDebugLevelResponse(LoggerMessage, kw_only=True):
@@ -69,6 +71,7 @@ class WatchRequest(LoggerMessage, kw_only=True):
     """
 
     debug_level: Int16 = 0
+    """-1: no debug lines."""
     exclude_regex: str = ""
     include_regex: str = ""
     name: str = ""

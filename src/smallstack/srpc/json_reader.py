@@ -18,7 +18,7 @@ _Convert = Callable[[Any], Any]
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 """What IPv4 addresses of 16 bytes start with."""
 
-_INTERFACE_KEYS: Final = (
+INTERFACE_KEYS: Final = (
     ("symlink", "SymlinkInode"),
     ("rdev", "SpecialInode"),
     ("source", "ComputedRegularInode"),
@@ -236,7 +236,7 @@ def _interface_reader(node: Node) -> _Convert:
         if type(value) is not dict:
             raise _wrong(node, value)
         names = {name.lower() for name in value}
-        for key, member in _INTERFACE_KEYS:
+        for key, member in INTERFACE_KEYS:
             if key in names:
                 return readers[member](value)
         raise _wrong(node, value)

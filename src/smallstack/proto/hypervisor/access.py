@@ -54,6 +54,7 @@ class GetVmAccessTokenRequest(HypervisorMessage, kw_only=True):
 
     ip_address: IP = ""
     lifetime: Duration = 0
+    """From a minute to a day."""
 
 
 class GetVmAccessTokenResponse(HypervisorMessage, kw_only=True):
@@ -68,6 +69,7 @@ class HoldVmLockRequest(HypervisorMessage, kw_only=True):
 
     ip_address: IP = ""
     timeout: Duration = 0
+    """At most a minute."""
     write_lock: bool = False
 
 
@@ -79,7 +81,9 @@ class ReplaceVmCredentialsRequest(HypervisorMessage, kw_only=True):
     """Request of ``Hypervisor.ReplaceVmCredentials``."""
 
     identity_certificate: bytes = b""
+    """PEM (X.509); empty: the VM has no identity from now on."""
     identity_key: bytes = b""
+    """PEM, the key of that certificate."""
     ip_address: IP = ""
 
 
@@ -91,6 +95,7 @@ class ReplaceVmIdentityRequest(HypervisorMessage, kw_only=True):
     """Request of ``Hypervisor.ReplaceVmIdentity``."""
 
     identity_requestor_certificate: bytes = b""
+    """PEM (X.509), for the key that ``Hypervisor.GetPublicKey`` tells; empty: no identity."""
     ip_address: IP = ""
 
 

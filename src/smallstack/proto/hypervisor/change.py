@@ -22,6 +22,7 @@ class ChangeVmCpuPriorityRequest(HypervisorMessage, kw_only=True):
     """Request of ``Hypervisor.ChangeVmCpuPriority``."""
 
     cpu_priority: Int = 0
+    """A niceness: -20, which comes first, to 19."""
     ip_address: IP = ""
 
 
@@ -78,8 +79,11 @@ class ChangeVmSizeRequest(HypervisorMessage, kw_only=True):
 
     ip_address: IP = ""
     memory_in_mib: Uint64 = 0
+    """0: as it is."""
     milli_cpus: Uint = 0
+    """0: as it is."""
     virtual_cpus: Uint = 0
+    """0: as it is."""
 
 
 class ChangeVmSubnetRequest(HypervisorMessage, kw_only=True):
@@ -95,6 +99,7 @@ class ChangeVmSubnetResponse(HypervisorMessage, kw_only=True):
     error: str = ""
     new_ip_address: IP = ""
     old_identity_name: str = ""
+    """The identity that the VM lost with its address."""
 
 
 class ChangeVmSizeResponse(Reply):

@@ -29,9 +29,12 @@ class GetCapacityResponse(HypervisorMessage, kw_only=True):
 
     error: Omit[str] = ""
     available_memory_in_mib: Omit[Uint64] = 0
+    """What the operating system says is available."""
     memory_in_mib: Omit[Uint64] = 0
+    """All there is."""
     num_cpus: Omit[Uint] = 0
     total_volume_bytes: Omit[Uint64] = 0
+    """The size of all file systems for volumes."""
 
 
 class GetIdentityProviderRequest(HypervisorMessage):
@@ -43,6 +46,7 @@ class GetIdentityProviderResponse(HypervisorMessage, kw_only=True):
 
     error: str = ""
     base_url: str = ""
+    """Empty where there is none."""
 
 
 class GetPublicKeyRequest(HypervisorMessage):
@@ -54,6 +58,7 @@ class GetPublicKeyResponse(HypervisorMessage, kw_only=True):
 
     error: str = ""
     key_pem: bytes = b""
+    """PEM (PKIX); the key of the agent's own certificate."""
 
 
 class GetRootCookiePathRequest(HypervisorMessage):
@@ -65,6 +70,7 @@ class GetRootCookiePathResponse(HypervisorMessage, kw_only=True):
 
     error: str = ""
     path: str = ""
+    """A file that only root of that machine reads; its 32 bytes prove it."""
 
 
 class GetUpdatesRequest(HypervisorMessage, kw_only=True):
@@ -80,7 +86,9 @@ class Update(HypervisorMessage, kw_only=True):
     """
 
     have_address_pool: Omit[bool] = False
+    """Whether `address_pool` says something; without it the pool is as before."""
     address_pool: Omit[list[Address]] = []
+    """Every registered address, free or not."""
     architecture_type: Omit[ArchitectureType] = ArchitectureType.AUTO
     available_memory_in_mib: Omit[Uint64 | None] = None
     have_disabled: Omit[bool] = False
@@ -88,7 +96,9 @@ class Update(HypervisorMessage, kw_only=True):
     memory_in_mib: Omit[Uint64 | None] = None
     num_cpus: Omit[Uint | None] = None
     num_free_addresses: Omit[dict[str, Uint]] = {}
+    """By subnet."""
     health_status: Omit[str] = ""
+    """Empty: nothing is known."""
     have_serial_number: Omit[bool] = False
     serial_number: Omit[str] = ""
     have_subnets: Omit[bool] = False
@@ -96,12 +106,14 @@ class Update(HypervisorMessage, kw_only=True):
     total_volume_bytes: Omit[Uint64 | None] = None
     have_vms: Omit[bool] = False
     vms: Omit[dict[str, Pointed[VmInfo]]] = {}
+    """By IP address."""
 
 
 class HoldLockRequest(HypervisorMessage, kw_only=True):
     """Request of ``Hypervisor.HoldLock``."""
 
     timeout: Duration = 0
+    """At most a minute."""
     write_lock: bool = False
 
 
@@ -113,6 +125,7 @@ class PowerOffRequest(HypervisorMessage, kw_only=True):
     """Request of ``Hypervisor.PowerOff``."""
 
     stop_vms: bool = False
+    """Otherwise every VM must have stopped."""
 
 
 class PowerOffResponse(Reply):

@@ -21,6 +21,7 @@ class DebugVmImageRequest(HypervisorMessage, kw_only=True):
     minimum_free_bytes: Uint64 = 0
     overlay_files: dict[str, bytes] = {}
     roundup_power: Uint64 = 0
+    """The root has a multiple of 2 to this power bytes."""
 
 
 class DebugVmImageResponse(HypervisorMessage, kw_only=True):
@@ -50,6 +51,7 @@ class PatchVmImageRequest(HypervisorMessage, kw_only=True):
     ip_address: IP = ""
     overlay_files: dict[str, bytes] = {}
     skip_backup: bool = False
+    """Keep no `.old` root."""
 
 
 class PatchVmImageResponse(HypervisorMessage, kw_only=True):
@@ -72,8 +74,11 @@ class ReplaceVmImageRequest(HypervisorMessage, kw_only=True):
     minimum_free_bytes: Uint64 = 0
     overlay_files: dict[str, bytes] = {}
     pre_delete: bool = False
+    """Remove the old root first, to have its room."""
     roundup_power: Uint64 = 0
+    """The root has a multiple of 2 to this power bytes."""
     skip_backup: bool = False
+    """Keep no `.old` root."""
     skip_bootloader: bool = False
     volume_format: Omit[VolumeFormat] = VolumeFormat.RAW
 

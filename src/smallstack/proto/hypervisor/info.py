@@ -40,9 +40,12 @@ class GetVmInfosRequest(HypervisorMessage, kw_only=True):
     """Request of ``Hypervisor.GetVmInfos``; bit n of the mask hides VMs in state n."""
 
     ignore_state_mask: Uint64 = 0
+    """Bit n hides VMs in state n."""
     owner_groups: list[str] = []
     owner_users: list[str] = []
+    """When given, `owner_groups` do not count."""
     vm_tags_to_match: MatchTags = {}
+    """Every key must have one of its values."""
 
 
 class GetVmInfosResponse(HypervisorMessage, kw_only=True):
@@ -84,10 +87,13 @@ class ListVMsRequest(HypervisorMessage, kw_only=True):
     """Request of ``Hypervisor.ListVMs``; bit n of the mask hides VMs in state n."""
 
     ignore_state_mask: Uint64 = 0
+    """Bit n hides VMs in state n."""
     owner_groups: list[str] = []
     owner_users: list[str] = []
+    """When given, `owner_groups` do not count."""
     sort: bool = False
     vm_tags_to_match: MatchTags = {}
+    """Every key must have one of its values."""
 
 
 class ListVMsResponse(HypervisorMessage, kw_only=True):

@@ -15,8 +15,10 @@ class ChangeAddressPoolRequest(HypervisorMessage, kw_only=True):
     """Request of ``Hypervisor.ChangeAddressPool``."""
 
     addresses_to_add: list[Address] = []
+    """Each in a known subnet, with a MAC address of its own."""
     addresses_to_remove: list[Address] = []
     maximum_free_addresses: dict[str, Uint] = {}
+    """By subnet, "" for all: how many free addresses may stay."""
 
 
 class ChangeAddressPoolResponse(Reply):
@@ -48,6 +50,7 @@ class NetbootMachineRequest(HypervisorMessage, kw_only=True):
 
     address: Address = field(default_factory=Address)
     files: dict[str, bytes] = {}
+    """Path to content, for the TFTP server."""
     files_expiration: Duration = 0
     hostname: str = ""
     num_acknowledgements_to_wait_for: Uint = 0
@@ -80,7 +83,9 @@ class WatchDhcpRequest(HypervisorMessage, kw_only=True):
     """Request of ``Hypervisor.WatchDhcp``."""
 
     interface: str = ""
+    """Empty: all."""
     max_packets: Uint64 = 0
+    """After so many it ends; 0: never."""
 
 
 class WatchDhcpResponse(HypervisorMessage, kw_only=True):
@@ -89,3 +94,4 @@ class WatchDhcpResponse(HypervisorMessage, kw_only=True):
     error: str = ""
     interface: str = ""
     packet: bytes = b""
+    """The UDP payload, RFC 2131."""

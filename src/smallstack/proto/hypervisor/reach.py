@@ -29,6 +29,7 @@ class ConnectToVmSerialPortRequest(HypervisorMessage, kw_only=True):
 
     ip_address: IP = ""
     port_number: Uint = 0
+    """Only 0."""
 
 
 class ConnectToVmSerialPortResponse(Reply):
@@ -40,6 +41,7 @@ class ProbeVmPortRequest(HypervisorMessage, kw_only=True):
 
     ip_address: IP = ""
     port_number: Uint = 0
+    """TCP."""
     timeout: Duration = 0
 
 

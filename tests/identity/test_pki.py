@@ -292,6 +292,21 @@ def test_what_cannot_be_renewed(authority: pki.Authority, tmp_path: Path) -> Non
         pki.renew(tmp_path / "nothing here", foreign)
 
 
+def test_a_key_that_cannot_be_written_changes_nothing(
+    authority: pki.Authority, tmp_path: Path
+) -> None:
+    place, key = pki.issue(authority, "alice").write(tmp_path)
+    good = place.read_bytes()
+    key.unlink()
+    (key / "in the way").mkdir(parents=True)
+    with pytest.raises(RenewalError, match=r"cert\.pem cannot be renewed: .*irectory"):
+        pki.renew(authority.directory, place, new_key=True)
+    with pytest.raises(OSError, match="irectory"):
+        pki.issue(authority, "bob").write(tmp_path)
+    assert place.read_bytes() == good
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cert.pem", "key.pem"]
+
+
 def test_nothing_outlives_its_authority(tmp_path: Path) -> None:
     authority = pki.make_ca(tmp_path / "ca", days=10)
     place, _ = pki.issue(authority, "alice").write(tmp_path, "alice")

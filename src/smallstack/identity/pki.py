@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from smallstack.durable import replace_file
+from smallstack.durable import replace_file, sync_directory
 from smallstack.identity.certificate import (
     GROUPS_OID,
     METHODS_OID,
@@ -56,8 +56,7 @@ class Issued(NamedTuple):
         names = (f"{stem}.cert", f"{stem}.key") if stem else ("cert.pem", "key.pem")
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         places = directory / names[0], directory / names[1]
-        replace_file(places[1], self.key, 0o600)
-        replace_file(places[0], self.certificate, 0o644)
+        _replace_pair(places[0], self.certificate, places[1], self.key)
         return places
 
     def write_server(self, directory: Path, authority: "Authority") -> None:
@@ -250,8 +249,8 @@ def renew(
     there is to be a ``new_key``. Without ``days`` it lasts as long as the former one did. It has to
     be of an authority of ``directory``. Raises RenewalError, AuthorityError.
 
-    The key is replaced first: who is killed between the two leaves a pair that does not match,
-    which the same call puts right.
+    With a new key, who is killed between the two files leaves a pair that does not match, which
+    the same call puts right; a full disk changes neither.
     """
     try:
         former = x509.load_pem_x509_certificate(place.read_bytes())
@@ -281,11 +280,24 @@ def renew(
     pem = authority.sign(builder)
     try:
         if key is not None:
-            replace_file(key_place, _key_pem(key), 0o600)
-        replace_file(place, pem, 0o644)
+            _replace_pair(place, pem, key_place, _key_pem(key))
+        else:
+            replace_file(place, pem, 0o644)
     except OSError as error:
         raise RenewalError(place=place, detail=describe(error)) from error
     return load(place)
+
+
+def _replace_pair(place: Path, pem: bytes, key_place: Path, key: bytes) -> None:
+    """Replace both files or neither, but for a kill between them. Raises OSError."""
+    staged = place.with_name(place.name + ".new")
+    try:
+        replace_file(staged, pem, 0o644)
+        replace_file(key_place, key, 0o600)
+        staged.rename(place)  # takes no space
+        sync_directory(place.parent)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def _issuer(directory: Path, certificate: x509.Certificate) -> Authority | None:

@@ -1,5 +1,6 @@
 """Certificates, keys and authorities that change under a running daemon, and their end."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -208,6 +209,31 @@ async def test_one_that_was_never_good(files: Files) -> None:
     assert (await agent.fresh()).pair == pair
     with pytest.raises(CertificateError):
         Certificates(Pair(place / "x", place / "y"), files.ca, None, Metrics())
+
+
+async def test_whatever_goes_wrong_keeps_nobody_out(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.touch()
+    asked: list[int] = []
+
+    def make() -> str:
+        asked.append(1)
+        if len(asked) == 2:
+            raise ValueError("a bug")
+        return f"made {len(asked)}"
+
+    credentials = Renewable(make, [place])
+    assert await credentials.fresh() == "made 1"
+    place.write_text("changed")
+    assert await credentials.fresh() == await credentials.fresh() == "made 1"
+    with pytest.raises(ValueError, match="a bug"):
+        asked.pop()
+        credentials.renew()
+    assert credentials.current == "made 1"
+    place.write_text("changed again")
+    many = await asyncio.gather(*(credentials.fresh() for _ in range(20)))
+    assert set(many) == {"made 3"}
+    assert len(asked) == 3, "one reads for all"
 
 
 async def test_an_expired_client_certificate_waits_for_the_next(

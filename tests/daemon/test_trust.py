@@ -34,7 +34,11 @@ async def test_settings() -> None:
         assert policy.trusted_groups == {"admins"}
         assert not policy.owner_users | policy.owner_groups
         assert policy.grant is grant
-    async with trusting(load(SETTINGS, environ={"SMALLSTACK_SRPC_TRUSTED_USERS": "a b"})) as policy:
+    environ = {
+        "SMALLSTACK_SRPC_TRUSTED_USERS": "a b",
+        "SMALLSTACK_SRPC_TRUST_VM_OWNERS": "no",
+    }
+    async with trusting(load(SETTINGS, environ=environ)) as policy:
         assert policy.trusted_users == {"a", "b"}
         assert not policy.trusted_groups
         assert policy.grant is None
@@ -136,6 +140,26 @@ async def test_elsewhere_nobody_is_asked_again(
     await owners.close()
 
 
+async def test_by_default_the_vms_owners(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallstack.daemon.trust.is_virtual_machine", lambda: True)
+    monkeypatch.setattr(
+        "smallstack.daemon.trust.VmOwners", lambda policy: VmOwners(policy, hypervisor.url)
+    )
+    async with trusting(load(SETTINGS, environ={})) as policy:
+        while not policy.owner_users:
+            await hypervisor_turn(hypervisor)
+    assert owners_of(policy) == ({"olga"}, {"crew"})
+
+
+async def test_a_bare_machine_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smallstack.daemon.trust.is_virtual_machine", lambda: False)
+    monkeypatch.delattr("smallstack.daemon.trust.VmOwners")
+    async with trusting(load(SETTINGS, environ={})) as policy:
+        assert owners_of(policy) == (set(), set())
+
+
 async def test_a_task_that_waits_ends(hypervisor: Hypervisor) -> None:
     policy = Policy()
     owners = VmOwners(policy, hypervisor.url, interval=0)
@@ -162,7 +186,7 @@ async def hypervisor_turn(hypervisor: Hypervisor) -> None:
         ("processor : 0\nFeatures : fp asimd\n", True),
     ],
 )
-def test_bare_machines_ask_nobody(tmp_path: Path, text: str, expected: bool) -> None:
+def test_which_machines_are_bare(tmp_path: Path, text: str, expected: bool) -> None:
     place = tmp_path / "cpuinfo"
     place.write_text(text)
     assert is_virtual_machine(place) is expected

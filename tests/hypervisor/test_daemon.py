@@ -39,6 +39,7 @@ def flags(tmp_path: Path, no_files: None) -> dict[str, Any]:
         "cert_file": str(tmp_path / "own" / "cert.pem"),
         "key_file": str(tmp_path / "own" / "key.pem"),
         "accelerator": "tcg",
+        "srpc_trust_vm_owners": "false",
     }
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from aiohttp.abc import AbstractResolver
 
-from smallstack.hypervisor import download, lookups
-from smallstack.hypervisor.download import Transfer, Validators, open_url
+from smallstack.daemon import lookups
+from smallstack.daemon.lookups import USER_LOOK_UPS, LookUps
+from smallstack.hypervisor import download
+from smallstack.hypervisor.download import PIECE, Transfer, Validators, open_url
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy, parse_image_url
-from smallstack.hypervisor.lookups import USER_LOOK_UPS, LookUps
 from smallstack.identity import pki
 from tests.hypervisor.web import HERE, Asked, Server, file, head, redirect, says, serving
 
@@ -66,6 +67,24 @@ async def test_a_file() -> None:
         for path in ("/x", "/chunked", "/twice"):
             assert await fetch(server, path) == DATA
         assert {asked.headers["accept-encoding"] for asked in server.asked} == {"identity"}
+
+
+async def test_no_piece_is_larger_than_one() -> None:
+    async def few_and_then_many(_asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(head("200 OK", f"Content-Length: {len(DATA)}"))
+        for start in range(0, len(DATA), PIECE + 1000):
+            writer.write(DATA[start : start + 1000])
+            for _ in range(10):  # the client takes these first
+                await asyncio.sleep(0)
+            writer.write(DATA[start + 1000 : start + 1000 + PIECE])
+            await writer.drain()
+
+    async with serving() as server:
+        server.answers["/x"] = few_and_then_many
+        async with begin(parse_image_url(server.url("/x"))) as transfer:
+            pieces = [piece async for piece in transfer.pieces()]
+        assert b"".join(pieces) == DATA
+        assert max(map(len, pieces)) <= PIECE
 
 
 async def test_what_is_known_is_asked_for() -> None:
@@ -128,22 +147,71 @@ async def test_another_image_in_the_middle() -> None:
                     await first(asked, writer)
                     return
                 at = int(asked.headers["range"][6:-1])
-                writer.write(head(status, *(line.format(at=at, end=LAST) for line in lines)))
+                told = {"at": at, "end": LAST, "left": len(DATA) - at}
+                writer.write(head(status, *(line.format(**told) for line in lines)))
 
             server.answers["/x"] = both
             return await refusal(server)
 
-        rest = "Content-Length: 5"
+        rest = "Content-Length: {left}"
         changed = "it changed while it was being fetched"
         assert changed in await then("200 OK", 'ETag: "two"', rest)
         assert changed in await then(
             "206 P", 'ETag: "two"', rest, "Content-Range: bytes {at}-{end}/4000000"
         )
         assert "its server cannot go on in the middle" in await then("200 OK", ETAG, rest)
-        for line in ("bytes 99999-{end}/4000000", "bytes {at}-5/7", "nonsense"):
+        for line in (
+            "bytes 99999-{end}/4000000",
+            "bytes {at}-5/7",
+            "bytes {at}-{end}/4000001",
+            "bytes {at}-4000000/4000000",
+            "bytes {at}-" + "9" * 5000 + "/*",
+            "nonsense",
+        ):
             told = await then("206 P", ETAG, rest, f"Content-Range: {line}")
             assert "sends another part than was asked for" in told
+        told = await then("206 P", ETAG, "Content-Length: 5", "Content-Range: bytes {at}-{end}/*")
+        assert "its server sends 5 bytes and calls them 'bytes " in told
         assert "404 Gone" in await then("404 Gone", rest)
+
+
+async def test_what_ends_a_part_ends_no_image() -> None:
+    """An image in chunks, of unknown length: cut, and gone on with by parts of every kind."""
+    async with serving() as server:
+
+        async def fetched(size: int, total: str, *, chunked: bool = False, more: int = 0) -> bytes:
+            """By parts that say they have ``size`` bytes and have ``more``."""
+
+            async def answer(asked: Asked, writer: asyncio.StreamWriter) -> None:
+                if "range" not in asked.headers:
+                    writer.write(head("200 OK", ETAG, "Transfer-Encoding: chunked"))
+                    writer.write(f"{CUT:x}\r\n".encode() + DATA[:CUT] + b"\r\n")
+                    return
+                at = int(asked.headers["range"][6:-1])
+                end = min(at + size, len(DATA))
+                body = DATA[at:end] + bytes(more)
+                lines = [ETAG, f"Content-Range: bytes {at}-{end - 1}/{total}"]
+                if chunked:
+                    lines.append("Transfer-Encoding: chunked")
+                    body = f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+                else:
+                    lines.append(f"Content-Length: {end - at}")
+                writer.write(head("206 Partial Content", *lines) + body)
+
+            server.answers["/x"] = answer
+            return await fetch(server)
+
+        for chunked in (False, True):
+            for size in (len(DATA), 1_000_000):
+                assert await fetched(size, str(len(DATA)), chunked=chunked) == DATA
+            with pytest.raises(ImageUrlError, match="does not say how long it is"):
+                await fetched(1_000_000, "*", chunked=chunked)
+            with pytest.raises(ImageUrlError, match="was cut off after"):
+                await fetched(1000, str(len(DATA)), chunked=chunked)
+        with pytest.raises(
+            ImageUrlError, match="its server announced 4000000 bytes and sends more"
+        ):
+            await fetched(len(DATA), str(len(DATA)), chunked=True, more=1)
 
 
 async def test_a_server_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ def sparse(path: Path, size: int = SIZE) -> Path:
 
 def qcow2(path: Path, size: int = SIZE, length: int = 65536 * 4) -> Path:
     header = struct.pack(">4sIQIIQIIQ", b"QFI\xfb", 3, 0, 0, 16, size, 0, 1, 3 * 65536)
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(header)
     os.truncate(path, length)
     return path
@@ -44,7 +45,7 @@ def qcow2(path: Path, size: int = SIZE, length: int = 65536 * 4) -> Path:
 def test_whole_ones(tmp_path: Path) -> None:
     root = sparse(tmp_path / "root")
     check_volume_files(record((root, Volume(size=SIZE))), RAW)
-    overlay = qcow2(tmp_path / "overlay")
+    overlay = qcow2(tmp_path / "vm" / "root")
     second = qcow2(tmp_path / "second", size=77)
     memory = Volume(size=SIZE, type=VolumeType.MEMORY)
     wanted = record(
@@ -53,6 +54,11 @@ def test_whole_ones(tmp_path: Path) -> None:
         (tmp_path / "none", memory),
     )
     check_volume_files(wanted, QCOW2)
+    # Only what is called root is a layer, wherever it stands.
+    check_volume_files(
+        record((root.rename(tmp_path / "root.1"), Volume(size=SIZE)), (overlay, Volume(size=SIZE))),
+        QCOW2,
+    )
     # What cannot be made again has to be there.
     lost = AgentRecord(root=Layer(format="qcow2", backing="/nonexistent/imported-1"))
     with pytest.raises(VolumeFileError, match=r"the imported image under it, .* is gone"):

@@ -54,6 +54,11 @@ class Running:
     site: Site
     port: int
     metrics: Metrics
+    listener: Listener
+
+    async def close(self, grace: float) -> None:
+        """As a daemon that is told to end."""
+        await self.listener.close(grace=grace)
 
     def as_user(self, name: str) -> Remote:
         return Remote(f"127.0.0.1:{self.port}", self.site.users[name])
@@ -92,7 +97,7 @@ def serve(site: Site) -> Serve:
             await listener.add(sock)
         inside.images.start()
         try:
-            yield Running(inside, site, listener.addresses[0][1], metrics)
+            yield Running(inside, site, listener.addresses[0][1], metrics, listener)
         finally:
             await listener.close(grace=1)
             await pages.stop()

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,15 @@ from smallstack.objects.peer import PeerSource
 from smallstack.objects.store import ObjectStore
 from smallstack.proto import imageserver
 from smallstack.proto.kinds import Hash
-from smallstack.proto.objectserver import AddObjectRequest, AddObjectResponse
+from smallstack.proto.objectserver import (
+    AddObjectRequest,
+    AddObjectResponse,
+    GetObjectsRequest,
+    GetObjectsResponse,
+)
+from smallstack.srpc import patience
 from smallstack.srpc.client import Client
+from smallstack.srpc.errors import ConnectionClosedError
 from tests.imageserver.conftest import Serve
 from tests.imageserver.test_images import contents, image, running_delete_unreferenced, upload
 
@@ -279,6 +287,48 @@ async def test_a_server_that_is_down_or_refuses(serve: Serve, tmp_path: Path) ->
     with pytest.raises(FetchError, match=f"127.0.0.1:{port}.*[Rr]efused"):
         await cache.ensure({digest(b"x"): 1}, source)
     cache.close()
+
+
+async def test_no_user_has_all_transfers(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that takes nothing of what it asked for; those of another go on meanwhile."""
+    monkeypatch.setattr("smallstack.imageserver.objects.GET_SLOTS", 3)
+    monkeypatch.setattr("smallstack.imageserver.objects.USER_GET_SLOTS", 2)
+    large = os.urandom(8 * BATCH)
+    async with serve(tmp_path) as running, running.operator.connect() as client:
+        await upload(client, [large, b"small"])
+        with pytest.raises(ZeroDivisionError):
+            async with AsyncExitStack() as hogs:
+                for _ in range(4):
+                    hog = await hogs.enter_async_context(running.as_user("fetcher").connect())
+                    conn = await hogs.enter_async_context(hog.raw("ObjectServer.GetObjects"))
+                    conn.encode(GetObjectsRequest(hashes=[digest(large)]))
+                    await conn.flush()
+                async for reader in ObjectServerClient(client).get_objects([digest(b"small")]):
+                    assert await reader.read_all() == b"small"
+                await client.ping()
+                assert running.inside.objects.slots_used == 2
+                raise ZeroDivisionError
+
+
+async def test_who_takes_objects_too_slowly_is_given_up(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "SLOWEST", 1 << 30)
+    large = os.urandom(16 * BATCH)
+    async with serve(tmp_path, stall_timeout=1) as running, running.operator.connect() as client:
+        await upload(client, [large])
+        async with client.raw("ObjectServer.GetObjects") as conn:
+            conn.encode(GetObjectsRequest(hashes=[digest(large)]))
+            await conn.flush()
+            await conn.decode(GetObjectsResponse)
+            got = 0
+            with suppress(ConnectionClosedError):
+                while got < len(large) and (data := await conn.read_some(65_536)):
+                    got += len(data)
+                    await asyncio.sleep(0.02)
+            assert got < len(large)
 
 
 async def test_many_transfers_at_once(serve: Serve, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ async def test_what_a_power_cut_has_torn_is_not_taken_for_whole(tmp_path: Path) 
     server = opened(tmp_path, "the first boot")
     contents = (LARGE, SHORT, GOOD, NEEDED)
     large, short, good, needed = (server.store.put(content) for content in contents)
-    server.images._add("one", image())
+    server.images.put("one", image())
     # As ext4 leaves files whose names came to the disk before their bytes.
     for path in map(server.store.path, (large, short)):
         path.chmod(0o644)

@@ -437,6 +437,11 @@ class Site(Cloud):
         return info.address
 
     @property
+    def authority(self) -> Path:
+        """The directory of the authorities."""
+        return self._keys / "ca"
+
+    @property
     def trust(self) -> dict[str, Any]:
         """The daemons' settings about who is trusted."""
         return {
@@ -583,7 +588,12 @@ async def test_who_may_do_what(site: Site) -> None:
     assert EXPECTED.keys() == METHODS.keys(), "a row for each method"
     await check_methods(site)
     await check_subnets(site)
+    await check_new_owners(site)
+    await check_renewal(site)
     await check_open_reads(site)
+    connections = Connections(site)
+    await check_owners(connections, "otto")  # over the restart
+    await connections.close()
 
 
 async def check_methods(site: Site) -> None:
@@ -679,6 +689,62 @@ async def check_subnets(site: Site) -> None:
                 checks += 1
     await connections.close()
     print(f"{checks} checks of subnets")
+
+
+async def check_new_owners(site: Site) -> None:
+    """Others become the Hypervisor's owners: at once, on connections that are there already."""
+    connections = Connections(site)
+    await check_owners(connections, "hans")
+    async with site.client() as client:
+        request = hypervisor.ChangeOwnersRequest(owner_users=["otto"])
+        await client.checked("ChangeOwners", request, hypervisor.ChangeOwnersResponse)
+    await check_owners(connections, "otto")
+    await connections.close()
+
+
+async def check_owners(connections: Connections, owner: str) -> None:
+    """Who of the two is the owner has powers."""
+    method = METHODS["Hypervisor.SetDisabledState"]
+    for user, caller in (("hans", "hypervisor owner"), ("otto", "other user")):
+        client = await connections.get(caller, method.name, PORT)
+        letter, said, _ = await outcome(client, method, Ask(method, caller, {}, b""))
+        assert letter == ("y" if user == owner else "d"), (user, said)
+
+
+async def check_renewal(site: Site) -> None:
+    """New keys, and files that are no good, under both running daemons."""
+    user = site.pair("owner", "")
+    for name, port in (("hypervisor", PORT), ("imageserver", IMAGE_PORT)):
+        before = await shown(user, port)
+        pair = site.pair(name, "")
+        pki.renew(site.authority, pair.certificate, new_key=True)
+        after = await shown(user, port)
+        assert after != before
+        assert after == ssl.PEM_cert_to_DER_cert(pair.certificate.read_text())
+        pair.key.write_text("no key")
+        assert await shown(user, port) == after
+        page = (await scrape(port)).splitlines()
+        assert 'smallstack_certificate_renewals_total{outcome="used"} 1.0' in page
+        assert 'smallstack_certificate_renewals_total{outcome="failed"} 1.0' in page
+        left = f'smallstack_certificate_left_seconds{{file="{pair.certificate}",name="{name}"}}'
+        assert any(line.startswith(left) for line in page)
+        pki.renew(site.authority, pair.certificate, new_key=True)
+
+
+async def shown(user: Pair, port: int) -> bytes:
+    """The certificate that a daemon shows to somebody it accepts."""
+    async with await dial(("127.0.0.1", port), ClientCredentials(user)) as client:
+        await client.ping()
+        assert client.conn.tls is not None
+        return client.conn.tls.getpeercert(binary_form=True) or b""
+
+
+async def scrape(port: int) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+    page = await reader.read()
+    writer.transport.abort()
+    return page.decode()
 
 
 async def check_open_reads(site: Site) -> None:

@@ -210,6 +210,18 @@ def images(tools: Tools, tmp_path: Path) -> None:
     assert "usage_bytes" in tools.run("imagetool", "estimate-usage", "crew/site/one")
     for name in ("expire", "change-image-expiration", "get-image-expiration"):
         assert tools.run("imagetool", name, "crew/site/one") == "never\n"
+    tools.run("imagetool", "get-archive", "crew/site/one", tmp_path / "archive")
+    following = tools.start("imagetool", "get-image-updates")
+    assert following.stdout
+    told = [line.strip() for line in iter(following.stdout.readline, "INITIAL list received\n")]
+    assert told[0] == "DIR: ."
+    assert "INIT: crew/site/one" in told
+    tools.run("imagetool", "delete", "crew/site/one")
+    assert following.stdout.readline() == "DELETE: crew/site/one\n"
+    tools.run("imagetool", "restore-archive", tmp_path / "archive")
+    assert following.stdout.readline() == "ADD: crew/site/one\n"
+    following.kill()
+    following.communicate()
     tools.run("imagetool", "delete", "crew/site/one")
     assert tools.run("imagetool", "list") == f"{IMAGE}\n"
 

@@ -38,6 +38,21 @@ COMMANDS = {
         "command",
         "the disk that an image needs",
     ),
+    "get-image-updates": (
+        "smallstack.cli.image.updates",
+        "command",
+        "images as they come and go",
+    ),
+    "get-archive": (
+        "smallstack.cli.image.archive",
+        "get_command",
+        "an image without its objects, as a file",
+    ),
+    "restore-archive": (
+        "smallstack.cli.image.archive",
+        "restore_command",
+        "add the image in such a file",
+    ),
     "delete": ("smallstack.cli.image.delete", "command", "delete an image for good"),
     "find-latest": (
         "smallstack.cli.image.find_latest",

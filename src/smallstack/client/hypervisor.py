@@ -11,6 +11,7 @@ from smallstack.client.errors import ServiceError, SourceError
 from smallstack.client.host_calls import HostCalls
 from smallstack.client.service import Sent, Source, receive
 from smallstack.client.vm_changes import VmChanges
+from smallstack.client.volume_changes import VolumeChanges
 from smallstack.proto import hypervisor as proto
 from smallstack.proto.vm import Subnet, VmInfo
 from smallstack.srpc.connection import Connection
@@ -19,7 +20,7 @@ from smallstack.srpc.errors import ConnectionClosedError
 SECOND = 1_000_000_000
 
 
-class HypervisorClient(VmChanges, HostCalls):
+class HypervisorClient(VmChanges, VolumeChanges, HostCalls):
     """Every method raises ServiceError for what the Hypervisor refuses, CallError for rights."""
 
     service = "Hypervisor"

@@ -1,6 +1,7 @@
 """The client of the ImageServer service: images by name, in directories."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Final, TypeVar
 
 from smallstack.client.errors import ServiceError
 from smallstack.client.service import ServiceClient
@@ -8,6 +9,9 @@ from smallstack.proto import imageserver as proto
 from smallstack.proto.image import Directory, Image
 from smallstack.proto.kinds import Time
 from smallstack.srpc.coder import IMAGE
+
+T = TypeVar("T")
+NEVER: Final = Time()
 
 
 class ImageServerClient(ServiceClient):
@@ -17,11 +21,8 @@ class ImageServerClient(ServiceClient):
 
     async def add_image(self, name: str, image: Image) -> None:
         """Add an image; all its objects must be on the server already."""
-        method = "ImageServer.AddImage"
-        async with self.client.raw(method) as conn:
-            await conn.encode_in_thread(proto.AddImageRequest(image_name=name, image=image))
-            await conn.flush()
-            await self.client.reply(conn, method, proto.AddImageResponse)
+        request = proto.AddImageRequest(image_name=name, image=image)
+        await self._large("AddImage", request, proto.AddImageResponse)
 
     async def check_image(self, name: str) -> bool:
         """Whether there is an image of this name."""
@@ -38,13 +39,17 @@ class ImageServerClient(ServiceClient):
         request = proto.GetImageRequest(
             image_name=name, timeout=timeout, ignore_filesystem=ignore_filesystem
         )
-        method = "ImageServer.GetImage"
+        return (await self._large("GetImage", request, proto.GetImageResponse)).image
+
+    async def _large(self, name: str, request: object, response: type[T]) -> T:
+        """A call whose messages may hold whole trees."""
+        method = f"ImageServer.{name}"
         async with self.client.raw(method) as conn:
             usual, conn.limits = conn.limits, IMAGE
             try:
-                conn.encode(request)
+                await conn.encode_in_thread(request)
                 await conn.flush()
-                return (await self.client.reply(conn, method, proto.GetImageResponse)).image
+                return await self.client.reply(conn, method, response)
             finally:
                 conn.limits = usual
 
@@ -81,6 +86,32 @@ class ImageServerClient(ServiceClient):
             while name := await conn.read_line():
                 names.append(name.decode(errors="replace"))
         return names
+
+    async def follow_images(
+        self, *, ignore_expiring: bool = False
+    ) -> AsyncGenerator[proto.ImageUpdate, None]:
+        """Every directory and image, an update without a name, then what changes, for ever.
+
+        ``ignore_expiring`` leaves images out that go by themselves.
+        Raises ConnectionClosedError when the server ends.
+        """
+        async with self.client.raw("ImageServer.GetFilteredImageUpdates") as conn:
+            conn.encode(proto.GetFilteredImageUpdatesRequest(ignore_expiring=ignore_expiring))
+            await conn.flush()
+            while True:
+                yield await conn.decode(proto.ImageUpdate, idle=True)
+
+    async def get_image_archive(self, name: str) -> bytes:
+        """An image without its objects, as bytes that this server takes back."""
+        request = proto.GetImageArchiveRequest(image_name=name)
+        reply = await self._large("GetImageArchive", request, proto.GetImageArchiveResponse)
+        return self.check(reply).archive_data
+
+    async def restore_image(self, archive: bytes, expires_at: Time = NEVER) -> None:
+        """Add the image of an archive; one that expired lives until ``expires_at``."""
+        request = proto.RestoreImageFromArchiveRequest(archive_data=archive, expires_at=expires_at)
+        response = proto.RestoreImageFromArchiveResponse
+        self.check(await self._large("RestoreImageFromArchive", request, response))
 
     async def list_directories(self) -> list[Directory]:
         """All directories."""

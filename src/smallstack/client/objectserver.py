@@ -123,6 +123,26 @@ class ObjectServerClient(ServiceClient):
                 reading.cancel()
         return replies.received
 
+    async def test_bandwidth(
+        self, duration: int, chunk_size: int = 65535, *, to_server: bool = False
+    ) -> tuple[int, int]:
+        """Bytes that went, and how long that took by the server's clock, in ns.
+
+        ``duration`` (ns) is how long to send, up to a minute; ``chunk_size`` is at most 65535.
+        """
+        async with self.client.raw("ObjectServer.TestBandwidth") as conn:
+            conn.encode(
+                proto.TestBandwidthRequest(
+                    duration=duration, chunk_size=chunk_size, send_to_server=to_server
+                )
+            )
+            await conn.flush()
+            work = (
+                _send_chunks(conn, duration, chunk_size) if to_server else _take(conn, chunk_size)
+            )
+            size = await work
+            return size, (await conn.decode(proto.TestBandwidthResponse)).server_duration
+
     async def _add(self, conn: Connection, one: NewObject, replies: "_Replies") -> None:
         source = Source(one.data)
         if not source.size:
@@ -134,6 +154,26 @@ class ObjectServerClient(ServiceClient):
         replies.check()
         if replies.expected % TURN_OBJECTS == 0:
             await asyncio.sleep(0)  # others get their turn between small objects too
+
+
+async def _send_chunks(conn: Connection, duration: int, size: int) -> int:
+    chunk, sent = bytes(size), 0
+    until = conn.time() + duration / 1e9
+    while conn.time() < until:
+        conn.write(chunk + b"\1")
+        await conn.flush()
+        sent += size + 1
+    conn.write(chunk + b"\0")
+    await conn.flush()
+    return sent + size + 1
+
+
+async def _take(conn: Connection, size: int) -> int:
+    received, last = 0, 1
+    while last:
+        last = (await conn.read_exactly(size + 1))[-1]
+        received += size + 1
+    return received
 
 
 class _Replies:

@@ -88,7 +88,7 @@ class VmOwners:
             info = from_json(document, VmInfo)
         except (aiohttp.ClientError, TimeoutError, OSError, SmallStackError) as error:
             _log.debug("%s: %s", self._url, describe(error))
-            if self._told is not None and now - self._told > self._forget:
+            if self._told is not None and now - self._told >= self._forget:
                 self._set(frozenset(), frozenset())
             return True
         self._told = now

@@ -32,7 +32,8 @@ from smallstack.hypervisor.owners import Owners
 from smallstack.hypervisor.roots import Roots, RootWanted, label_of
 from smallstack.hypervisor.specs import Emulator, machine_spec
 from smallstack.hypervisor.states import Action, Event, rule
-from smallstack.hypervisor.store import INFO, Store, VmDirectory, remove_tree
+from smallstack.hypervisor.store import INFO, Store, VmDirectory, remove_tree, root_index
+from smallstack.hypervisor.strays import remove_strays
 from smallstack.hypervisor.updates import Updates
 from smallstack.hypervisor.users import COUNT, free_slot
 from smallstack.hypervisor.vm import Vm
@@ -253,12 +254,12 @@ class Agent:
                 await self.parts.roots.remove_brick(directory, brick, self._backings())
 
     def _backings(self) -> list[str]:
-        return [vm.agent.root.backing for vm in self.vms.values()]
+        return [vm.layer.backing for vm in self.vms.values()]
 
     async def _restore_brick(self, vm: Vm) -> None:
         """Make the brick under a layer again if it was lost, byte for byte."""
-        backing = vm.agent.root.backing
-        if not backing or await asyncio.to_thread(Path(backing).exists):
+        backing, root = vm.agent.root.backing, root_index(vm.record)
+        if not backing or root is None or await asyncio.to_thread(Path(backing).exists):
             return
         if is_imported(Path(backing)):
             return  # nothing it could be made from: see `check_volume_files`
@@ -266,8 +267,8 @@ class Agent:
         image = await self.parts.images.find(vm.info.image_name)
         wanted = RootWanted(
             image,
-            vm.info.volumes[0].size,
-            Path(vm.record.volume_locations[0].filename),
+            vm.info.volumes[root].size,
+            Path(vm.record.volume_locations[root].filename),
             label_of(vm.ip),
             vm.info.firmware_type,
             (),
@@ -277,7 +278,7 @@ class Agent:
         if str(brick.path.absolute()) != backing:
             raise RecordError(
                 action="use",
-                path=vm.record.volume_locations[0].filename,
+                path=vm.record.volume_locations[root].filename,
                 detail=f"the brick under it, {backing}, cannot be made again from its image",
             )
 
@@ -379,7 +380,12 @@ class Agent:
                 path=directory.path / INFO,
                 detail=f"it is of {record.vm_info.address.ip_address or 'no address'}",
             )
-        return Vm(record, directory, self, directory.read_agent())
+        agent = directory.read_agent()
+        try:
+            remove_strays(record, agent.root)
+        except OSError as error:
+            _log.warning("%s: what is left over of a change: %s", directory.ip, describe(error))
+        return Vm(record, directory, self, agent)
 
     def _note_slot(self, vm: Vm) -> None:
         try:

@@ -43,7 +43,7 @@ from smallstack.hypervisor.images import KnownImage
 from smallstack.hypervisor.imports import ImageWanted
 from smallstack.hypervisor.roots import RootWanted, full_disk, label_of, size_of
 from smallstack.hypervisor.specs import kernel_arguments
-from smallstack.hypervisor.store import AgentRecord, Layer, remove_tree
+from smallstack.hypervisor.store import ROOT, AgentRecord, Layer, remove_tree
 from smallstack.hypervisor.vm import Vm
 from smallstack.machine import process
 from smallstack.network.subnets import Caller, parse_ip
@@ -341,7 +341,7 @@ class Creation:
             directory = where / self._ip
             vm.info.volumes = [Volume(size=size, format=VolumeFormat.RAW, interface=interface)]
             vm.record.volume_locations = [
-                LocalVolume(directory_to_cleanup=str(directory), filename=str(directory / "root"))
+                LocalVolume(directory_to_cleanup=str(directory), filename=str(directory / ROOT))
             ]
             with full_disk(directory):
                 await asyncio.to_thread(directory.mkdir, 0o700)

@@ -17,15 +17,15 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from socket import AddressFamily
 from typing import Final
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from smallstack.daemon.hosts import Allowed
+from smallstack.daemon.lookups import NameLookUpError
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy
-from smallstack.hypervisor.lookups import NameLookUpError
 from smallstack.telemetry.errors import describe
 
 STALL_SECONDS: Final = 60.0
@@ -36,7 +36,7 @@ BLOCK: Final = 64 * 1024
 PIECE: Final = 256 * 1024
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Validators:
 
 
 class Transfer:
-    """One image under way. ``length``: bytes, None if the server does not say."""
+    """One image under way. ``length``: bytes, None as long as the server does not say."""
 
     def __init__(self, validators: Validators, length: int | None, *, unchanged: bool) -> None:
         self.validators = validators
@@ -91,7 +91,7 @@ async def open_url(
         except OSError as error:
             detail = f"--image-ca-file {policy.ca_file}: {describe(error)}"
             raise ImageUrlError(url=url.url, detail=detail) from error
-    allowed = _Allowed(policy, names)
+    allowed = Allowed(policy, names)
     connector = aiohttp.TCPConnector(resolver=allowed, ssl=context, force_close=True)
     async with aiohttp.ClientSession(
         connector=connector,
@@ -151,6 +151,8 @@ class _Remote(Transfer):
         self.encoded = response.headers.get("Content-Encoding", "").lower().replace("identity", "")
         self.response = response
         self._requests = requests
+        self._end = self.length
+        """Where the bytes end that this response brings; None until it does."""
 
     def begin(self, known: Validators | None) -> None:
         """Look at the answer. Raises ImageUrlError for one that brings no image."""
@@ -171,13 +173,15 @@ class _Remote(Transfer):
         while True:
             data, cut, ended = await self._block()
             at += len(data)
+            if self._end is not None and at > self._end:
+                raise self._requests.error(f"its server announced {self._end} bytes and sends more")
             if data:
                 yield data
             if ended and (self.length is None or at == self.length):
                 return
             if not ended and not cut:
                 continue
-            cut = cut or f"{self.length} bytes were announced"
+            cut = cut or f"{self._end} bytes were announced"
             if at - begun < BLOCK or not self.validators.strong:
                 raise self._requests.error(f"it was cut off after {at} bytes: {cut}")
             self.response.close()
@@ -191,7 +195,7 @@ class _Remote(Transfer):
         try:
             async with asyncio.timeout(STALL_SECONDS):
                 while size < BLOCK:
-                    data = await self.response.content.read(PIECE)
+                    data = await self.response.content.read(PIECE - size)
                     if not data:
                         return b"".join(parts), "", True
                     parts.append(data)
@@ -215,14 +219,34 @@ class _Remote(Transfer):
             )
         if response.status != 206:
             raise self._requests.error(_status(response))
-        found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        total = None if found is None or found[2] == "*" else int(found[2])
-        other_total = self.length is not None and total not in {None, self.length}
-        if found is None or int(found[1]) != at or other_total:
-            raise self._requests.error("its server sends another part than was asked for")
         etag = response.headers.get("ETag", "")
         if etag and self.validators.etag and etag != self.validators.etag:
             raise self._requests.error("it changed while it was being fetched")
+        self._end, self.length = self._part(at)
+
+    def _part(self, at: int) -> tuple[int, int]:
+        """Where the part ends that a 206 brings from ``at`` on, and the whole.
+
+        A transfer in chunks has said nothing of its length before: what ends a part says nothing
+        of the whole then, but for the total. Raises ImageUrlError for what does not fit.
+        """
+        said = self.response.headers.get("Content-Range", "")
+        found = _RANGE.fullmatch(said)
+        other = f"its server sends another part than was asked for: {said[:80]!r}"
+        if found is None or int(found[1]) != at:
+            raise self._requests.error(other)
+        end = int(found[2]) + 1
+        length = self.length if found[3] == "*" else int(found[3])
+        if length is None:
+            raise self._requests.error("its server does not say how long it is")
+        if not at < end <= length or self.length not in {None, length}:
+            raise self._requests.error(other)
+        size = _length(self.response)
+        if size not in {None, end - at}:
+            raise self._requests.error(
+                f"its server sends {size} bytes and calls them {said[:80]!r}"
+            )
+        return end, length
 
 
 class _Requests:
@@ -261,28 +285,6 @@ class _Requests:
             except ImageUrlError as error:
                 raise self.error(error.detail) from None
         raise self.error(f"it redirects more than {MAX_REDIRECTS} times")
-
-
-class _Allowed(AbstractResolver):
-    """Looks names up, and leaves addresses out that are not allowed."""
-
-    def __init__(self, policy: UrlPolicy, names: AbstractResolver) -> None:
-        self._policy = policy
-        self._names = names
-
-    async def resolve(
-        self, host: str, port: int = 0, family: AddressFamily = AddressFamily.AF_INET
-    ) -> list[ResolveResult]:
-        """Raises OSError, UnicodeError, NameLookUpError."""
-        found = await self._names.resolve(host, port, family)
-        allowed = [entry for entry in found if self._policy.admits(host, entry["host"])]
-        if not allowed:
-            detail = "its address is this machine's own or a link-local one, see --image-url-hosts"
-            raise NameLookUpError(host=host, detail=detail)
-        return allowed
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 def _status(response: aiohttp.ClientResponse) -> str:

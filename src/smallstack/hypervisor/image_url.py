@@ -5,22 +5,21 @@
 
 Whoever may create a VM may have the agent fetch a URL, with the agent's place in the network, and
 reads in the guest whatever the server answered: any bytes are a raw disk. Any host is allowed
-unless told otherwise, as with upstream, whose users fetch from wherever their images are. But no
-address of the machine itself, and no link-local one or other metadata service's, which hands out a
-machine's own secrets to whoever asks, unless the host is named. Where servers that creators must
-not read can be reached from the agent, name the hosts.
+unless told otherwise, as with upstream, whose users fetch from wherever their images are; but see
+`smallstack.daemon.hosts`. Where servers that creators must not read can be reached from the agent,
+name the hosts.
 """
 
-import ipaddress
 import os
 import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
+from smallstack.daemon.hosts import HostPolicy
 from smallstack.hypervisor.errors import RequestError
 from smallstack.telemetry.errors import describe
 
@@ -28,8 +27,6 @@ MAX_URL: Final = 4096
 """Characters."""
 _DIGEST: Final = re.compile(r"(sha256|sha512|blake3)=([0-9a-fA-F]+)")
 _HEX: Final = {"sha256": 64, "sha512": 128, "blake3": 64}
-_METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254")})
-"""Metadata services that have other than link-local addresses."""
 _NOT_A_URL: Final = re.compile(r"[^!-~]")
 
 
@@ -87,57 +84,26 @@ def parse_image_url(text: str) -> ImageUrl:
 
 
 @dataclass(frozen=True)
-class UrlPolicy:
-    """What an operator allows. ``hosts``: names, ``*.name`` for all below, ``*`` for any.
+class UrlPolicy(HostPolicy):
+    """What an operator allows of URLs.
 
     ``ca_file``: an authority of its own for https, "" for the system's.
     """
 
-    hosts: tuple[str, ...] = ("*",)
+    option: ClassVar[str] = "--image-url-hosts"
     local_directory: Path | None = None
     ca_file: str = ""
 
     def check(self, url: ImageUrl) -> None:
         """Raises ImageUrlError for a host or scheme that is not allowed."""
-        if url.scheme == "file":
-            if self.local_directory is None:
-                raise ImageUrlError(
-                    url=url.url, detail="file: is off, see --local-images-directory"
-                )
+        if url.scheme != "file":
+            why_not = self.why_not(url.host)
+        elif self.local_directory is None:
+            why_not = "file: is off, see --local-images-directory"
+        else:
             return
-        if not self._named(url.host) and "*" not in self.hosts:
-            raise ImageUrlError(
-                url=url.url, detail=f"{url.host} is not allowed, see --image-url-hosts"
-            )
-        try:
-            address = ipaddress.ip_address(url.host)
-        except ValueError:
-            return
-        if not self.admits(url.host, str(address)):
-            detail = "its address is this machine's own or a link-local one, see --image-url-hosts"
-            raise ImageUrlError(url=url.url, detail=detail)
-
-    def admits(self, host: str, address: str) -> bool:
-        """Whether a host may be had at this address: see the module; any, if it is named."""
-        found = ipaddress.ip_address(address.partition("%")[0])
-        inside = getattr(found, "ipv4_mapped", None) or found
-        return self._named(host) or not (
-            inside.is_link_local
-            or inside.is_loopback
-            or inside.is_unspecified
-            or inside.is_multicast
-            or inside in _METADATA
-        )
-
-    def _named(self, host: str) -> bool:
-        host = host.lower().rstrip(".")
-        for pattern in self.hosts:
-            if pattern.startswith("*."):
-                if host.endswith(pattern[1:].lower()):
-                    return True
-            elif pattern != "*" and host == pattern.lower():
-                return True
-        return False
+        if why_not:
+            raise ImageUrlError(url=url.url, detail=why_not)
 
     def redirected(self, url: ImageUrl, location: str) -> ImageUrl:
         """Where a server sends us on to. Raises ImageUrlError for where it may not."""

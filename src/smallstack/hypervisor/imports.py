@@ -21,18 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from smallstack.daemon.lookups import LookUps
 from smallstack.hypervisor.download import Transfer, Validators, open_url
 from smallstack.hypervisor.errors import NoStorageError, SpaceError, StorageIndexError
 from smallstack.hypervisor.host import GIB, format_bytes
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy, parse_image_url
 from smallstack.hypervisor.ledger import Ledger
-from smallstack.hypervisor.lookups import LookUps
 from smallstack.hypervisor.roots import Roots, full_disk
 from smallstack.outlast import outlast
 from smallstack.telemetry.errors import describe
 from smallstack.volumes.brick import Brick, BrickStore, imported_key
+from smallstack.volumes.confined import User
 from smallstack.volumes.errors import DiskImageError
-from smallstack.volumes.foreign.convert import STEP, User, convert, flatten
+from smallstack.volumes.foreign.convert import STEP, convert, flatten
 from smallstack.volumes.foreign.formats import DiskFormat
 from smallstack.volumes.foreign.intake import Intake
 from smallstack.volumes.foreign.sparse import SparseFile

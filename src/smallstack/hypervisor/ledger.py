@@ -31,6 +31,7 @@ from smallstack.hypervisor.errors import (
     UnallocatedMemoryError,
 )
 from smallstack.hypervisor.host import GIB, MIB, Host, format_bytes
+from smallstack.hypervisor.store import ROOT, SECONDARY
 from smallstack.network.book import AddressBook
 from smallstack.network.errors import RecordError
 from smallstack.network.subnets import Caller
@@ -236,6 +237,30 @@ class Ledger:
         ]
         return chosen
 
+    def place_more(
+        self, ip: str, sizes: Sequence[int], *, index: int | None = None
+    ) -> list[tuple[Path, int]]:
+        """Directories for further volumes of a VM that has a holding, each with its size; they
+        count once they are in its record (`adopt`), until then by `expect`.
+
+        ``index`` forces the directory. Raises NoStorageError, SpaceError, StorageIndexError.
+        """
+        if not self.directories:
+            raise NoStorageError
+        usable = self._usable()
+        devices = {path: self.host.space(path).device for path in self.directories}
+        chosen = []
+        for size in sizes:
+            if index is None:
+                number = self._find(size, 0, usable, devices)
+            elif index < len(self.directories) and self._fits(size, index, usable, devices):
+                number = index
+            else:
+                raise StorageIndexError(index=index, size=format_bytes(size))
+            usable[devices[self.directories[number]]] -= size
+            chosen.append((self.directories[number], size))
+        return chosen
+
     async def release(self, ip: str) -> None:
         """Take a VM out; its addresses become the last free ones. Unknown ones are fine."""
         holding = self.holdings.pop(ip, None)
@@ -261,6 +286,12 @@ class Ledger:
         if size - max(had, self.host.written(file)) >= left:
             raise SpaceError(size=format_bytes(size), left=format_bytes(left))
         self._expected[file] = (directory, size)
+
+    def check_space(self, directory: Path, size: int) -> None:
+        """Raises SpaceError when so many bytes more cannot be promised in a volume directory."""
+        left = self.usable(directory)
+        if size >= left:
+            raise SpaceError(size=format_bytes(size), left=format_bytes(left))
 
     def complete(self, file: Path) -> None:
         """A file that was expected is complete, or gone."""
@@ -330,4 +361,4 @@ class Ledger:
 
 def volume_name(number: int) -> str:
     """The file name of a VM's volume: ``root``, ``secondary-volume.0`` and so on."""
-    return "root" if number == 0 else f"secondary-volume.{number - 1}"
+    return ROOT if number == 0 else f"{SECONDARY}{number - 1}"

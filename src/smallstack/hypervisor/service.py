@@ -18,6 +18,7 @@ from smallstack.hypervisor.methods.power import Power
 from smallstack.hypervisor.methods.reaching import Reaching
 from smallstack.hypervisor.methods.updating import Updating
 from smallstack.hypervisor.methods.user_data import UserData
+from smallstack.hypervisor.methods.volumes import Volumes
 from smallstack.srpc.server import Handler
 from smallstack.steps import PointHook
 
@@ -32,6 +33,7 @@ _TOPICS: Final = (
     Reaching,
     Updating,
     UserData,
+    Volumes,
 )
 
 

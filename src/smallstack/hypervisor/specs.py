@@ -18,7 +18,7 @@ from typing import Literal
 from smallstack.hypervisor.errors import NotSupportedError
 from smallstack.hypervisor.firmware import find_uefi, own_variables
 from smallstack.hypervisor.roots import INITRD, KERNEL, label_of
-from smallstack.hypervisor.store import AgentRecord
+from smallstack.hypervisor.store import AgentRecord, root_index
 from smallstack.hypervisor.wiring import Nic
 from smallstack.machine.cgroup import CpuGroup, CpuGroups
 from smallstack.machine.kernel import is_pvh, takes_timer_rate
@@ -184,11 +184,12 @@ def _boot_files(record: LocalVmInfo) -> tuple[Path | None, Path | None]:
 
 def _disks(record: LocalVmInfo, agent: AgentRecord) -> list[DiskSpec]:
     disks = []
+    root = root_index(record)
     for index, (location, volume) in enumerate(
         zip(record.volume_locations, record.vm_info.volumes, strict=False)
     ):
         format_, backing = "qcow2" if volume.format is VolumeFormat.QCOW2 else "raw", None
-        if index == 0 and agent.root.backing:
+        if index == root and agent.root.backing:
             format_, backing = agent.root.format, Path(agent.root.backing)
         disks.append(
             DiskSpec(

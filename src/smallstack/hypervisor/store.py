@@ -49,6 +49,8 @@ AGENT = "agent.json"
 REQUEST = "create-request.json"
 USER_DATA = "user-data.raw"
 UNACKNOWLEDGED = "unacknowledged"
+ROOT, SECONDARY = "root", "secondary-volume."
+"""Names of volumes' files; behind the latter a number."""
 PRIVATE = 0o600
 """The mode of what tells of a VM; QEMU gets descriptors, and reads no file by its name."""
 T = TypeVar("T")
@@ -56,7 +58,9 @@ M = TypeVar("M", bound=Message)
 
 
 class Layer(msgspec.Struct, kw_only=True):
-    """How a root volume lies on disk: a raw file, or a qcow2 overlay of the brick ``backing``.
+    """How a VM's file `ROOT` lies on disk: raw, or a qcow2 overlay of the brick ``backing``.
+
+    Every other volume is what its record says, a root that was written anew (root.1) too.
 
     ``loader`` is the name of the brick's boot loader, if it has one; ``init`` what a kernel that is
     booted directly starts, where that is not /sbin/init.
@@ -76,6 +80,14 @@ class AgentRecord(msgspec.Struct, kw_only=True):
     root: Layer = msgspec.field(default_factory=Layer)
     slot: int = -1
     """Whose of QEMU's users are its own, see users.py; -1: a record of before there were any."""
+
+
+def root_index(record: LocalVmInfo) -> int | None:
+    """Which volume of a VM is the file `ROOT`; None when there is none any more."""
+    for index, location in enumerate(record.volume_locations):
+        if Path(location.filename).name == ROOT:
+            return index
+    return None
 
 
 def to_json(message: Message) -> bytes:

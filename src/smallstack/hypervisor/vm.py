@@ -38,7 +38,7 @@ from smallstack.hypervisor.errors import (
 )
 from smallstack.hypervisor.runtime import Runtime
 from smallstack.hypervisor.states import REQUESTS, STOP_TIMEOUT, Action, Event, rule
-from smallstack.hypervisor.store import AgentRecord, VmDirectory, to_json
+from smallstack.hypervisor.store import AgentRecord, Layer, VmDirectory, root_index, to_json
 from smallstack.machine.errors import MachineError
 from smallstack.machine.lifecycle import ExitReason
 from smallstack.machine.process import Machine
@@ -140,6 +140,11 @@ class Vm:
     def state(self) -> State:
         """Where it is in its life."""
         return self.record.vm_info.state
+
+    @property
+    def layer(self) -> Layer:
+        """How its file `ROOT` lies on disk; nothing is below what it has no more."""
+        return Layer() if root_index(self.record) is None else self.agent.root
 
     @property
     def user_data(self) -> Path:

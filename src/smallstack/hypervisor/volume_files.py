@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 from smallstack.hypervisor.errors import VolumeFileError
-from smallstack.hypervisor.store import AgentRecord
+from smallstack.hypervisor.store import AgentRecord, root_index
 from smallstack.proto.enums import VolumeFormat, VolumeType
 from smallstack.proto.vm import LocalVmInfo
 from smallstack.telemetry.errors import describe
@@ -29,10 +29,11 @@ def check_volume_files(record: LocalVmInfo, agent: AgentRecord) -> None:
             path=record.vm_info.address.ip_address,
             detail=f"{len(locations)} files are named for {len(volumes)} volumes",
         )
+    root = root_index(record)
     for index, (volume, location) in enumerate(zip(volumes, locations, strict=True)):
         if volume.type is VolumeType.MEMORY:
             continue
-        ours = index == 0 and agent.root.format == "qcow2"
+        ours = index == root and agent.root.format == "qcow2"
         path = Path(location.filename)
         try:
             if ours or volume.format is VolumeFormat.QCOW2:
@@ -44,9 +45,9 @@ def check_volume_files(record: LocalVmInfo, agent: AgentRecord) -> None:
         except OSError as error:
             raise VolumeFileError(path=path, detail=describe(error)) from error
     backing = Path(agent.root.backing)
-    if is_imported(backing) and not backing.exists():
+    if root is not None and is_imported(backing) and not backing.exists():
         detail = f"the imported image under it, {backing}, is gone"
-        raise VolumeFileError(path=locations[0].filename, detail=detail)
+        raise VolumeFileError(path=locations[root].filename, detail=detail)
 
 
 def _check_qcow2(path: Path, size: int | None) -> None:

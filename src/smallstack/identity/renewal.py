@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from smallstack.telemetry.errors import SmallStackError
+from smallstack.telemetry.errors import describe
 
 C = TypeVar("C")
 _Look = tuple[tuple[int, ...] | None, ...]
@@ -37,7 +37,7 @@ class Renewable(Generic[C]):
         self._told = told
         self._seen: _Look | None = None
         self._current: C | None = None
-        self._failure: SmallStackError | None = None
+        self._failure: Exception | None = None
         self._lock = asyncio.Lock()
 
     @classmethod
@@ -80,13 +80,13 @@ class Renewable(Generic[C]):
             raise failure
         return self.current
 
-    def _try(self) -> tuple[C | None, SmallStackError | None]:
+    def _try(self) -> tuple[C | None, Exception | None]:
         try:
             return self._make(), None
-        except SmallStackError as error:
+        except Exception as error:  # whatever it is, nobody may be kept out by it
             return None, error
 
-    def _take(self, look: _Look, made: C | None, failure: SmallStackError | None) -> None:
+    def _take(self, look: _Look, made: C | None, failure: Exception | None) -> None:
         again, self._seen, self._failure = self._seen is not None, look, failure
         if made is not None:
             self._current = made
@@ -95,8 +95,8 @@ class Renewable(Generic[C]):
         self._told(made is not None)
         if made is not None:
             _log.info("new certificates are in use: %s", ", ".join(map(str, self._places)))
-        elif self._current is not None:
-            _log.error("%s; the former certificates stay in use", failure)
+        elif failure is not None and self._current is not None:
+            _log.error("%s; the former certificates stay in use", describe(failure))
 
 
 def _look(places: Sequence[Path]) -> _Look:

@@ -24,11 +24,13 @@ from typing import Final
 import msgspec
 
 from smallstack.durable import private_directory, sync_directory
+from smallstack.images.changes import Follower
 from smallstack.images.errors import CatalogueError, ImageNameError, RefusedError
 from smallstack.images.image_file import read, truncate, write
 from smallstack.images.names import ROOT, check_directory, check_name, parent
 from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Directory, DirectoryMetadata, Image
+from smallstack.proto.imageserver import ImageUpdate
 from smallstack.proto.kinds import Time
 from smallstack.telemetry.errors import SmallStackError, describe
 
@@ -67,6 +69,7 @@ class ImageCatalogue:
         self._damaged: dict[str, str] = {}
         self._trees: OrderedDict[str, FileSystem] = OrderedDict()
         self._trees_bytes = 0
+        self._followers: list[Follower] = []
 
     # Reading.
 
@@ -191,11 +194,40 @@ class ImageCatalogue:
             times = [e.image.expires_at for e in self._entries.values() if e.expires]
         return min(times, key=lambda time: time.nanoseconds_since_epoch, default=None)
 
+    # Following.
+
+    def follow(self, wake: Callable[[], None], ignore_expiring: bool = False) -> Follower:
+        """A follower that has been told nothing yet; `leave` ends it. See `Follower`."""
+        follower = Follower(self, wake, ignore_expiring)
+        with self._lock:
+            for directory in self._directories:
+                follower.note(directory, directory=True, gone=False)
+            for name in self._entries:
+                follower.note(name, directory=False, gone=False)
+            self._followers.append(follower)
+        return follower
+
+    def changes(self, follower: Follower) -> list[ImageUpdate]:
+        """What a follower has not been told yet: at first everything there is."""
+        with self._lock:
+            return follower.take()
+
+    def leave(self, follower: Follower) -> None:
+        """End a follower."""
+        with self._lock:
+            self._followers.remove(follower)
+
+    def _note(self, name: str, *, directory: bool = False, gone: bool = False) -> None:
+        """Tell all followers; the lock is held."""
+        for follower in self._followers:
+            follower.note(name, directory=directory, gone=gone)
+
     # Writing.
 
-    def add(self, name: str, image: Image) -> Entry:
+    def add(self, name: str, image: Image, *, again: bool = False) -> Entry:
         """Add an image, which has a tree; it is on disk when this returns.
 
+        ``again``: also in the place of one that was deleted or is damaged.
         Raises RefusedError for a name that is or was in use, ImageNameError, CatalogueError.
         """
         check_name(name)
@@ -205,7 +237,7 @@ class ImageCatalogue:
         with self._reserved(name):
             path = self.directory / name
             try:
-                checksum = write(path, image, exclusive=True)
+                checksum = write(path, image, exclusive=not again)
             except FileExistsError:
                 if name in self._damaged:
                     raise RefusedError(text=f"image: {name} exists but is damaged") from None
@@ -216,6 +248,8 @@ class ImageCatalogue:
             entry = _entry(image, tree, checksum)
             with self._lock:
                 self._entries[name] = entry
+                self._damaged.pop(name, None)
+                self._note(name)
             self._keep(name, tree)
         return entry
 
@@ -274,6 +308,7 @@ class ImageCatalogue:
             checksum = write(self.directory / name, changed, exclusive=False)
             with self._lock:
                 self._entries[name] = _entry(changed, image.file_system, checksum)
+                self._note(name)
         except OSError as error:
             raise CatalogueError(directory=self.directory, detail=describe(error)) from error
         finally:
@@ -318,6 +353,7 @@ class ImageCatalogue:
             except OSError as error:
                 raise CatalogueError(directory=self.directory, detail=describe(error)) from error
             self._directories[directory] = metadata
+            self._note(directory, directory=True)
 
     def delete_directory(self, name: str) -> None:
         """Remove an empty directory; one in which names were used and deleted stays.
@@ -335,6 +371,7 @@ class ImageCatalogue:
             except OSError as error:
                 raise RefusedError(text=f"remove {name}: {describe(error)}") from error
             del self._directories[name]
+            self._note(name, directory=True, gone=True)
 
     # Within.
 
@@ -400,6 +437,7 @@ class ImageCatalogue:
         except OSError as error:
             raise CatalogueError(directory=self.directory, detail=describe(error)) from error
         self._directories[name] = above
+        self._note(name, directory=True)
 
     def _write_metadata(self, directory: str, metadata: DirectoryMetadata) -> None:
         path = self.directory / directory / METADATA
@@ -437,6 +475,7 @@ class ImageCatalogue:
 
     def _forget(self, name: str) -> None:
         del self._entries[name]
+        self._note(name, gone=True)
         tree = self._trees.pop(name, None)
         if tree is not None:
             self._trees_bytes -= _size(tree)

@@ -18,10 +18,12 @@ from smallstack.daemon.trust import TRUST_VM_OWNERS, TRUSTED_GROUPS, TRUSTED_USE
 from smallstack.durable import boot_id, replace_file
 from smallstack.identity.credentials import Pair
 from smallstack.images.catalogue import ImageCatalogue
+from smallstack.imageserver.archive import ArchiveService
 from smallstack.imageserver.objects import ObjectService
 from smallstack.imageserver.pages import StatusPages
 from smallstack.imageserver.references import References, objects_of
 from smallstack.imageserver.service import ImageService, methods
+from smallstack.imageserver.updates import UpdateService
 from smallstack.objects.errors import ObjectCorruptError
 from smallstack.objects.store import ObjectStore
 from smallstack.settings import Setting, Values
@@ -122,6 +124,8 @@ class ImageServer:
         self.catalogue = ImageCatalogue(image_dir)
         self.images = ImageService(self.catalogue, self.store, self.references)
         self.objects = ObjectService(self.store, self.references)
+        self.updates = UpdateService(self.catalogue)
+        self.archives = ArchiveService(self.images)
         self.lost = 0
         """Objects that images needed and the store lacked when it was opened."""
 
@@ -171,7 +175,8 @@ class ImageServer:
     def register(self, server: Server, public: frozenset[str] = frozenset()) -> None:
         """Serve both; ``public`` are further methods that any user may call."""
         table = methods(public)
-        server.register("ImageServer", self.images.handlers(), table)
+        for part in (self.images, self.updates, self.archives):
+            server.register("ImageServer", part.handlers(), table)
         server.register("ObjectServer", self.objects.handlers(), table)
 
     def observe(self, metrics: Metrics) -> None:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, Final
 
+from smallstack.imageserver.bandwidth import test_bandwidth
 from smallstack.imageserver.references import HOLD_SECONDS, References
 from smallstack.objects.errors import ObjectCorruptError, ObjectError
 from smallstack.objects.packed import PIECE, pack
@@ -28,9 +29,11 @@ from smallstack.proto.objectserver import (
     GetObjectsResponse,
 )
 from smallstack.srpc.aside import Aside
+from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import ConnectionClosedError
 from smallstack.srpc.pace import Pace
 from smallstack.srpc.server import Call, Handler
+from smallstack.srpc.slots import Slots
 from smallstack.telemetry.errors import SmallStackError, describe
 
 BATCH: Final = PIECE
@@ -40,6 +43,8 @@ AT_ONCE: Final = 8 << 20
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOTCONN})
 GET_SLOTS: Final = 100
 """Transfers at a time; more wait for a slot."""
+USER_GET_SLOTS: Final = 50
+"""Of one user; all Hypervisors may be one."""
 _log = logging.getLogger("smallstack.imageserver")
 
 
@@ -51,12 +56,16 @@ class ObjectService:
     ) -> None:
         """Added objects are held for ``hold_seconds`` after the call that added them."""
         self.store = store
-        self.slots_used = 0
         self.bytes_sent = 0
         self.bytes_received = 0
         self._references = references
         self._hold_seconds = hold_seconds
-        self._slots = asyncio.Semaphore(GET_SLOTS)
+        self._slots = Slots(GET_SLOTS, USER_GET_SLOTS)
+
+    @property
+    def slots_used(self) -> int:
+        """Transfers at this moment."""
+        return self._slots.used
 
     def handlers(self) -> Mapping[str, Handler]:
         """For `Server.register`."""
@@ -65,6 +74,7 @@ class ObjectService:
             "CheckObjects": self.check_objects,
             "GetCompressedObjects": self.get_compressed_objects,
             "GetObjects": self.get_objects,
+            "TestBandwidth": test_bandwidth,
         }
 
     async def check_objects(self, call: Call, request: CheckObjectsRequest) -> CheckObjectsResponse:
@@ -91,19 +101,15 @@ class ObjectService:
         packed: bool,
     ) -> None:
         conn = call.conn
-        async with self._slots:
-            self.slots_used += 1
-            try:
-                sizes = await asyncio.to_thread(self._sizes, hashes)
-                missing = [h for h, size in zip(hashes, sizes, strict=True) if not size]
-                if missing:
-                    conn.encode(response(response_string=_unknown(missing)))
-                    return
-                await conn.encode_in_thread(response(object_sizes=sizes))
-                await conn.flush()
-                await self._send(call, hashes, sizes, packed)
-            finally:
-                self.slots_used -= 1
+        async with self._slots.hold(call.peer.username or call.peer.remote_host):
+            sizes = await asyncio.to_thread(self._sizes, hashes)
+            missing = [h for h, size in zip(hashes, sizes, strict=True) if not size]
+            if missing:
+                conn.encode(response(response_string=_unknown(missing)))
+                return
+            await conn.encode_in_thread(response(object_sizes=sizes))
+            await conn.flush()
+            await self._send(conn, hashes, sizes, packed)
 
     async def add_objects(self, call: Call) -> None:
         """Objects until one of length 0; a reply each, in order."""
@@ -169,22 +175,21 @@ class ObjectService:
         return sizes_of(self.store.descriptor, self.store.flat, list(hashes))
 
     async def _send(
-        self, call: Call, hashes: Sequence[Hash], sizes: Sequence[int], packed: bool
+        self, conn: Connection, hashes: Sequence[Hash], sizes: Sequence[int], packed: bool
     ) -> None:
-        conn = call.conn
         if not packed:
             async with conn.writing_aside() as aside:
                 if aside is not None:
-                    await self._send_aside(call, aside, hashes, sizes)
+                    await self._send_aside(conn, aside, hashes, sizes)
                     return
+        pace = Pace(conn)
         sender = _Sender(self.store, hashes, sizes, packed)
         reading = asyncio.ensure_future(asyncio.to_thread(sender.next))
         try:
             while data := await asyncio.shield(reading):
                 reading = asyncio.ensure_future(asyncio.to_thread(sender.next))
-                conn.write(data)
                 self.bytes_sent += len(data)
-                await conn.flush()
+                await pace.write(data)
         finally:
             await asyncio.wait([reading])
             if not reading.cancelled():
@@ -192,10 +197,10 @@ class ObjectService:
             sender.close()
 
     async def _send_aside(
-        self, call: Call, aside: Aside, hashes: Sequence[Hash], sizes: Sequence[int]
+        self, conn: Connection, aside: Aside, hashes: Sequence[Hash], sizes: Sequence[int]
     ) -> None:
         """Send past the loop, which only waits for the client to take more."""
-        conn, store = call.conn, self.store
+        store = self.store
         sender = ObjectSender(store.descriptor, store.flat, list(hashes), list(sizes))
         begun, total = conn.time(), 0
         try:

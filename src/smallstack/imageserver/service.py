@@ -32,7 +32,13 @@ from smallstack.srpc.server import Call, Handler
 from smallstack.telemetry.errors import SmallStackError
 
 T = TypeVar("T", bound=Message)
-_LARGE: Final = ("AddImage", "AddImageTrusted", "GetImage")
+_LARGE: Final = (
+    "AddImage",
+    "AddImageTrusted",
+    "GetImage",
+    "GetImageArchive",
+    "RestoreImageFromArchive",
+)
 """Methods whose messages hold whole trees: coded in threads, with larger bounds."""
 _LISTED: Final = 64
 """Values of a long list that are encoded at a stretch."""
@@ -78,8 +84,8 @@ class ImageService:
     def handlers(self) -> Mapping[str, Handler]:
         """For `Server.register`, with `methods`."""
         return {
-            "AddImage": _large(proto.AddImageRequest, self.add_image),
-            "AddImageTrusted": _large(proto.AddImageRequest, self.add_image_trusted),
+            "AddImage": large(proto.AddImageRequest, self.add_image),
+            "AddImageTrusted": large(proto.AddImageRequest, self.add_image_trusted),
             "ChangeImageExpiration": self.change_image_expiration,
             "CheckDirectory": self.check_directory,
             "CheckImage": self.check_image,
@@ -88,7 +94,7 @@ class ImageService:
             "DeleteImage": self.delete_image,
             "DeleteUnreferencedObjects": self.delete_unreferenced_objects,
             "FindLatestImage": self.find_latest_image,
-            "GetImage": _large(proto.GetImageRequest, self.get_image),
+            "GetImage": large(proto.GetImageRequest, self.get_image),
             "GetImageComputedFiles": self.get_image_computed_files,
             "GetImageExpiration": self.get_image_expiration,
             "GetImageInodes": self.get_image_inodes,
@@ -122,12 +128,12 @@ class ImageService:
             raise RefusedError(text="nil image")
         if image.file_system is None:
             raise RefusedError(text="nil file-system")
-        if not image.expires_at.is_zero() and _has_passed(image.expires_at):
+        if not image.expires_at.is_zero() and has_passed(image.expires_at):
             raise RefusedError(text="image has already expired")
         rights.check_image(call.peer, self.catalogue, name, None)
-        await asyncio.to_thread(self._add, name, image)
+        await asyncio.to_thread(self.put, name, image)
         _log.info("AddImage(%s) by %s", name, call.peer)
-        self._appeared(name)
+        self.appeared(name)
         return proto.AddImageResponse()
 
     async def delete_image(
@@ -266,7 +272,7 @@ class ImageService:
             await asyncio.to_thread(self.catalogue.change_expiration, name, request.expires_at)
         except SmallStackError as error:
             return proto.ChangeImageExpirationResponse(error=str(error))
-        self._appeared(name)
+        self.appeared(name)
         _log.info("ChangeImageExpiration(%s, %s) by %s", name, request.expires_at, call.peer)
         return proto.ChangeImageExpirationResponse()
 
@@ -348,8 +354,11 @@ class ImageService:
 
     # In threads, to their end whatever becomes of the caller.
 
-    def _add(self, name: str, image: Image) -> None:
-        """Check an image, bring its objects to the disk, then the image itself."""
+    def put(self, name: str, image: Image, *, again: bool = False) -> None:
+        """Check an image, bring its objects to the disk, then the image itself; blocks.
+
+        ``again`` as in `ImageCatalogue.add`. Raises RefusedError, ImageError and their like.
+        """
         if image.file_system is not None:
             if path := repeated_computed_file(image.file_system):
                 raise RefusedError(text=f"duplicate computed inode: {path}")
@@ -360,7 +369,7 @@ class ImageService:
         try:
             self._check_objects(objects)
             self._store.sync()
-            self.catalogue.add(name, image)
+            self.catalogue.add(name, image, again=again)
             self._references.add(objects)
         finally:
             self._references.release(objects)
@@ -414,7 +423,8 @@ class ImageService:
             if not waiting:
                 self._waiting.pop(name, None)
 
-    def _appeared(self, name: str) -> None:
+    def appeared(self, name: str) -> None:
+        """An image was added: who waits for it goes on."""
         for future in self._waiting.get(name, ()):
             if not future.done():
                 future.set_result(None)
@@ -441,7 +451,7 @@ class ImageService:
                 pass
 
 
-def _large(request_type: type[T], handle: Callable[[Call, T], Awaitable[Any]]) -> Handler:
+def large(request_type: type[T], handle: Callable[[Call, T], Awaitable[Any]]) -> Handler:
     """A request/reply handler as a raw one, which codes its messages in threads."""
 
     async def handler(call: Call) -> None:
@@ -476,5 +486,6 @@ def _write_lines(call: Call, names: list[str]) -> None:
     call.conn.write(("".join(f"{name}\n" for name in names) + "\n").encode())
 
 
-def _has_passed(moment: Time) -> bool:
+def has_passed(moment: Time) -> bool:
+    """Whether a moment is not in the future."""
     return moment.nanoseconds_since_epoch <= Time.now().nanoseconds_since_epoch

@@ -75,3 +75,7 @@ class DiskImageError(VolumeError):
 class ConverterMissingError(VolumeError):
     """image {name} cannot be converted: {program} is not there; install qemu-utils and
     util-linux"""
+
+
+class ResizeError(VolumeError):
+    """volume {name} cannot be resized: {detail}"""

@@ -238,10 +238,22 @@ def _share(source: int, fd: int, way: Way, size: int) -> bool:
     if way is Way.COPY:
         _copy(source, fd, size)
         return True
+    if reflink(source, fd):
+        return True
+    if way is Way.REFLINK:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    return False
+
+
+def reflink(source: int, fd: int) -> bool:
+    """Give the empty file ``fd`` the content of another, sharing its blocks; whether that can be.
+
+    Raises OSError for what is wrong otherwise, such as a full disk.
+    """
     try:
         fcntl.ioctl(fd, _FICLONE, source)
     except OSError as error:
-        if way is Way.REFLINK or error.errno not in _NO_REFLINK:
+        if error.errno not in _NO_REFLINK:
             raise
         return False
     return True

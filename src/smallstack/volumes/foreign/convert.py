@@ -1,22 +1,20 @@
 """Makes a raw disk of an image in another format.
 
 qcow2 is read by our own code, whole and without backing files. VMDK and VDI go through qemu-img,
-which nobody has made safe against hostile images: it runs as an unprivileged user without
-capabilities and without a network, under limits, and sees two open files; it is told their formats,
-and that there is nothing below. It dies with the agent.
+which nobody has made safe against hostile images: it is confined (see confined.py), and is told the
+formats of its two files, and that there is nothing below.
 """
 
 import asyncio
 import errno
 import json
 import os
-import shutil
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from smallstack.outlast import outlast
+from smallstack.volumes.confined import STDIN, STDOUT, MissingProgram, User, run_confined
 from smallstack.volumes.errors import ConverterMissingError, DiskImageError
 from smallstack.volumes.foreign.formats import SECTOR, DiskFormat
 from smallstack.volumes.foreign.sparse import SparseFile
@@ -28,16 +26,6 @@ STEP: Final = 64 << 20
 """Bytes of a disk between two looks at what is left of the space."""
 Grow = Callable[[int], Awaitable[None]]
 """Called with the bytes that the file is going to take; raises when there is no room for them."""
-User = tuple[int, int] | None
-"""Uid and gid of the converter; None where the agent is unprivileged itself."""
-
-_ADDRESS_SPACE: Final = 2 << 30
-_CPU_SECONDS: Final = 120
-_CPU_BYTES: Final = 8 << 20
-"""A second of processor time more for each of these bytes of the disk."""
-_MAX_SAID: Final = 64 << 10
-_SOURCE, _TARGET = 0, 1
-"""Descriptors of the converter: what it reads, and what it writes or says nothing to."""
 
 
 async def flatten(source: Path, target: SparseFile, name: str, limit: int, grow: Grow) -> None:
@@ -95,14 +83,14 @@ async def convert(
             os.fchown(target.fd, *user)
         node: dict[str, object] = {
             "driver": format_.value,
-            "file": {"driver": "file", "filename": f"/proc/self/fd/{_SOURCE}", "locking": "off"},
+            "file": {"driver": "file", "filename": STDIN, "locking": "off"},
         }
         if format_ is DiskFormat.VMDK:
             node["backing"] = None
             # It reads on where grains lie beyond the end of the file.
             await _run(["check", "-q", _image(node)], reading, None, size, user, name)
         command = ["convert", "-n", "--target-is-zero", "-S", "4k", "-O", "raw", _image(node)]
-        await _run([*command, f"/proc/self/fd/{_TARGET}"], reading, target.fd, size, user, name)
+        await _run([*command, STDOUT], reading, target.fd, size, user, name)
         if user is not None:
             os.fchown(target.fd, os.geteuid(), os.getegid())
     finally:
@@ -116,44 +104,10 @@ def _image(node: dict[str, object]) -> str:
 async def _run(
     arguments: list[str], reading: int, writing: int | None, size: int, user: User, name: str
 ) -> None:
-    programs = {}
-    for program in ("qemu-img", "prlimit", "unshare", "setpriv"):
-        found = shutil.which(program)
-        if found is None:
-            raise ConverterMissingError(name=name, program=program)
-        programs[program] = found
-    command = [
-        programs["prlimit"],
-        *("--core=0", "--nofile=64", "--nproc=512", f"--as={_ADDRESS_SPACE}"),
-        *(f"--fsize={size}", f"--cpu={_CPU_SECONDS + size // _CPU_BYTES}"),
-    ]
-    if user is not None:
-        command += [programs["unshare"], "--net", "--ipc", "--uts"]
-        command += [programs["setpriv"], f"--reuid={user[0]}", f"--regid={user[1]}"]
-        command += ["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
-    else:
-        command += [programs["setpriv"]]
-    command += ["--no-new-privs", "--pdeathsig=KILL", programs["qemu-img"], *arguments]
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=reading,
-        stdout=writing if writing is not None else asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C"},
-        cwd="/",
-        start_new_session=True,
-    )
     try:
-        said = b""
-        assert process.stderr is not None
-        while data := await process.stderr.read(_MAX_SAID):
-            said = (said + data)[:_MAX_SAID]
-        status = await process.wait()
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await outlast(process.wait())
+        status, said = await run_confined("qemu-img", arguments, reading, writing, size, user)
+    except MissingProgram as missing:
+        raise ConverterMissingError(name=name, program=str(missing)) from None
     if b"No space left on device" in said:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if status:

@@ -1,0 +1,44 @@
+"""What a crash in the middle of a change of volumes leaves in a VM's volume directories."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from smallstack.hypervisor.store import ROOT, Layer
+from smallstack.proto.enums import VolumeFormat
+from smallstack.proto.vm import LocalVmInfo
+
+_log = logging.getLogger("smallstack.hypervisor")
+_STRAY: Final = re.compile(r"(root|secondary-volume)(\.\d+)?~?")
+
+
+def remove_strays(record: LocalVmInfo, layer: Layer) -> None:
+    """Remove what a crash has left of a change: files with volumes' names that no volume has, and
+    what a raw volume was to become. Blocks. Raises OSError."""
+    named = {location.filename for location in record.volume_locations}
+    for directory in {location.directory_to_cleanup for location in record.volume_locations}:
+        place = Path(directory)
+        if place.name != record.vm_info.address.ip_address or not place.is_dir():
+            continue
+        for path in place.iterdir():
+            if str(path) not in named and _STRAY.fullmatch(path.name):
+                _log.warning("removing %s: no volume of the VM", path)
+                path.unlink()
+    for volume, location in zip(record.vm_info.volumes, record.volume_locations, strict=False):
+        path = Path(location.filename)
+        layered = path.name == ROOT and bool(layer.backing)
+        if volume.format is VolumeFormat.RAW and not layered and path.is_file():
+            _cut(path, volume.size)
+
+
+def _cut(path: Path, size: int) -> None:
+    """Take away what a volume was extended by, if nothing is there."""
+    with path.open("r+b") as file:
+        if os.fstat(file.fileno()).st_size <= size:
+            return
+        try:
+            os.lseek(file.fileno(), size, os.SEEK_DATA)
+        except OSError:  # ENXIO: a hole up to the end
+            file.truncate(size)

@@ -35,6 +35,58 @@ async def test_one_alone_is_let_in_and_others_wait_in_turn() -> None:
     assert budget.used == 50
 
 
+async def test_small_ones_go_past_a_large_one_but_not_for_ever() -> None:
+    budget = Budget(100)
+    await budget.take(40)
+    large = asyncio.create_task(budget.take(90))
+    await asyncio.sleep(0)
+    past = 0
+    small = asyncio.create_task(budget.take(20))
+    await asyncio.wait((small,))
+    while small.done():  # one is always there, for as long as they are let in
+        past += 1
+        following = asyncio.create_task(budget.take(20))
+        await asyncio.sleep(0)
+        if past == 3:
+            budget.give(40)  # what the large one waited for first
+        budget.give(20)
+        small = following
+        await asyncio.sleep(0)
+        assert past < 100, "for ever"
+    assert past == 5
+    await large
+    assert budget.used == 90
+    budget.give(90)
+    await small
+    budget.give(20)
+    assert budget.used == 0
+
+
+async def test_the_next_one_that_waits_is_passed_as_little() -> None:
+    budget = Budget(100)
+    await budget.take(90)
+    order: list[str] = []
+
+    async def ask(name: str, size: int) -> None:
+        await budget.take(size)
+        order.append(name)
+
+    sizes = {"a": 60, "b": 50, "c": 10, "d": 40, "e": 10}
+    tasks = [asyncio.create_task(ask(name, size)) for name, size in sizes.items()]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert order == ["c"]
+    budget.give(90)
+    await asyncio.wait(tasks[:1])
+    assert order == ["c", "a", "e"]  # beside b there was room
+    budget.give(60)
+    await asyncio.wait(tasks[:2])
+    assert order == ["c", "a", "e", "b"]
+    budget.give(50)
+    await asyncio.wait(tasks)
+    assert budget.used == 60
+
+
 async def test_who_gives_up_waiting_takes_nothing() -> None:
     budget = Budget(100)
     await budget.take(100)

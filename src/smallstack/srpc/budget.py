@@ -3,6 +3,11 @@
 A message is read whole before it is decoded, and may have many megabytes; a user may have thousands
 of connections. So a large one waits, unread, until those before it are done. One alone is always
 let in, whatever its size (its own limit is the codec's).
+
+They are let in in the order of asking, but for what there is room for beside the first that waits:
+were it strict, one of 100 MB would keep all that a user has to say waiting for a slow one before
+it; were there no order, what is smaller would keep it waiting for ever. So others go past the first
+until they are as many bytes as the whole budget; from then on they wait behind it.
 """
 
 import asyncio
@@ -16,23 +21,30 @@ USER_BYTES: Final = 128 << 20
 class Budget:
     """Of one user; ``used`` bytes are taken."""
 
-    __slots__ = ("_waiting", "limit", "used")
+    __slots__ = ("_passed", "_waiting", "limit", "used")
 
     def __init__(self, limit: int = USER_BYTES) -> None:
         self.limit = limit
         self.used = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: dict[asyncio.Future[None], int] = {}
+        """What each asks for, in the order of asking."""
+        self._passed = 0
+        """Bytes that were let in past the first of them."""
 
     async def take(self, size: int) -> None:
-        """Wait until there is room for ``size`` bytes, in the order of asking."""
-        while self.used and self.used + size > self.limit:
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            finally:
-                self._waiting.remove(turn)
-        self.used += size
+        """Wait until there is room for ``size`` bytes, see the module."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = size
+        self._let_in()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                del self._waiting[turn]
+                self._let_in()
+            else:  # its turn came at the same moment
+                self.give(size)
+            raise
 
     def grow(self, held: int, size: int) -> bool:
         """Take ``size`` more for what holds ``held``; False when there is no room beside others."""
@@ -44,6 +56,18 @@ class Budget:
     def give(self, size: int) -> None:
         """Give back what was taken."""
         self.used -= size
-        for turn in self._waiting:
-            if not turn.done():
+        self._let_in()
+
+    def _let_in(self) -> None:
+        first = True
+        for turn, size in list(self._waiting.items()):
+            if turn.done():  # it has given up, and will say so
+                continue
+            fits = not self.used or self.used + size <= self.limit
+            if fits and (first or self._passed + size <= self.limit):
+                self._passed = 0 if first else self._passed + size
+                self.used += size
+                del self._waiting[turn]
                 turn.set_result(None)
+            else:
+                first = False

@@ -33,7 +33,7 @@ from smallstack.hypervisor.roots import Roots, RootWanted, label_of
 from smallstack.hypervisor.specs import Emulator, machine_spec
 from smallstack.hypervisor.states import Action, Event, rule
 from smallstack.hypervisor.store import INFO, Store, VmDirectory, remove_tree, root_index
-from smallstack.hypervisor.strays import remove_strays
+from smallstack.hypervisor.strays import remove_strays, scan_snapshots
 from smallstack.hypervisor.updates import Updates
 from smallstack.hypervisor.users import COUNT, free_slot
 from smallstack.hypervisor.vm import Vm
@@ -383,6 +383,8 @@ class Agent:
         agent = directory.read_agent()
         try:
             remove_strays(record, agent.root)
+            for volume, found in zip(record.vm_info.volumes, scan_snapshots(record), strict=False):
+                volume.snapshots = found
         except OSError as error:
             _log.warning("%s: what is left over of a change: %s", directory.ip, describe(error))
         return Vm(record, directory, self, agent)

@@ -90,6 +90,11 @@ def root_index(record: LocalVmInfo) -> int | None:
     return None
 
 
+def snapshot_name(volume: str, name: str) -> str:
+    """The file of a volume's snapshot, beside it."""
+    return f"{volume}.snapshot:{name}" if name else f"{volume}.snapshot"
+
+
 def to_json(message: Message) -> bytes:
     """A message as upstream writes it into files: four-space indent, LF at the end."""
     return json_coder.to_json(message, indent=4) + b"\n"

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Final
 
-from smallstack.hypervisor.store import ROOT, Layer
+from smallstack.hypervisor.store import ROOT, Layer, snapshot_name
 from smallstack.proto.enums import VolumeFormat
 from smallstack.proto.vm import LocalVmInfo
 
 _log = logging.getLogger("smallstack.hypervisor")
-_STRAY: Final = re.compile(r"(root|secondary-volume)(\.\d+)?~?")
+_STRAY: Final = re.compile(r"(root|secondary-volume)(\.\d+)?(~|\.snapshot(:.*)?~+)?")
 
 
 def remove_strays(record: LocalVmInfo, layer: Layer) -> None:
@@ -42,3 +42,19 @@ def _cut(path: Path, size: int) -> None:
             os.lseek(file.fileno(), size, os.SEEK_DATA)
         except OSError:  # ENXIO: a hole up to the end
             file.truncate(size)
+
+
+def scan_snapshots(record: LocalVmInfo) -> list[dict[str, int]]:
+    """Of each volume, bytes by name of the snapshots that are beside it. Blocks. Raises OSError."""
+    found = []
+    for location in record.volume_locations:
+        volume = Path(location.filename)
+        start = snapshot_name(volume.name, "")
+        snapshots = {}
+        if volume.parent.is_dir():
+            for path in sorted(volume.parent.iterdir()):
+                rest = path.name.removeprefix(start)
+                if path.name.startswith(start) and rest[:1] in {"", ":"} and "~" not in rest:
+                    snapshots[rest[1:]] = path.stat().st_size
+        found.append(snapshots)
+    return found

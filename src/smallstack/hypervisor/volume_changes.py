@@ -23,7 +23,7 @@ from smallstack.hypervisor.agent import Agent
 from smallstack.hypervisor.errors import RequestError, SpaceError
 from smallstack.hypervisor.ledger import effective_size
 from smallstack.hypervisor.roots import KERNEL, full_disk
-from smallstack.hypervisor.store import ROOT, SECONDARY
+from smallstack.hypervisor.store import ROOT, SECONDARY, snapshot_name
 from smallstack.hypervisor.vm import Vm
 from smallstack.outlast import outlast
 from smallstack.proto.enums import VolumeFormat, VolumeType
@@ -314,11 +314,6 @@ class VolumeChanges:
     def _user(self) -> tuple[int, int] | None:
         uid, gid = self._agent.parts.emulator.user(self._vm.agent.slot)
         return (uid, gid) if uid is not None and gid is not None else None
-
-
-def snapshot_name(volume: str, name: str) -> str:
-    """The file of a volume's snapshot, beside it."""
-    return f"{volume}.snapshot:{name}" if name else f"{volume}.snapshot"
 
 
 def _location(path: Path) -> LocalVolume:

@@ -37,12 +37,8 @@ LATER: Final[dict[str, str]] = {
     "ConnectToVmConsole": "this agent cannot do that",
     "ConnectToVmManager": "this agent cannot do that",
     "DiscardVmOldImage": "this agent cannot do that",
-    "DiscardVmSnapshot": "this agent cannot do that",
-    "GetVmVolume": "this agent cannot do that",
     "ReplaceVmImage": "this agent cannot do that",
-    "RestoreVmFromSnapshot": "this agent cannot do that",
     "RestoreVmImage": "this agent cannot do that",
-    "SnapshotVm": "this agent cannot do that",
 }
 """By method: what to do in its place."""
 

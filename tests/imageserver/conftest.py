@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from smallstack.control.image_server import ImageServer as Remote
+from smallstack.daemon.hosts import HostPolicy
 from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.pages import Pages
 from smallstack.identity import pki
@@ -79,9 +80,14 @@ def serve(site: Site) -> Serve:
         *,
         hold_seconds: float = 11.0,
         public: frozenset[str] = frozenset(),
+        import_hosts: tuple[str, ...] = ("*",),
         **options: Any,
     ) -> AsyncIterator[Running]:
-        inside = ImageServer(directory / "images", directory / "objects")
+        inside = ImageServer(
+            directory / "images",
+            directory / "objects",
+            import_hosts=HostPolicy(import_hosts),
+        )
         inside.objects = ObjectService(inside.store, inside.references, hold_seconds)
         inside.load()
         metrics = Metrics()

@@ -1,13 +1,19 @@
 """Every command of the client tools as a user runs it: a process, over TLS, on real guests."""
 
 import asyncio
+import hashlib
 import json
 import os
 import pty
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -60,6 +66,9 @@ class Tools:
 
 
 async def test_every_command_of_every_tool(cloud: Cloud, tmp_path: Path) -> None:
+    assert cloud.image_server is not None
+    await cloud.image_server.stop()
+    await cloud.start_image_server(import_hosts="127.0.0.1")
     tools = Tools(cloud.directory)
     for walk in (hypervisor, disk_images, life, console, metadata, images, check):
         await asyncio.to_thread(walk, tools, tmp_path)
@@ -220,10 +229,48 @@ def images(tools: Tools, tmp_path: Path) -> None:
     assert following.stdout.readline() == "DELETE: crew/site/one\n"
     tools.run("imagetool", "restore-archive", tmp_path / "archive")
     assert following.stdout.readline() == "ADD: crew/site/one\n"
+    with serving(tmp_path) as port:
+        name = imported(tools, tmp_path, port)
+        assert following.stdout.readline() == f"ADD: {name}\n"
     following.kill()
     following.communicate()
-    tools.run("imagetool", "delete", "crew/site/one")
+    for left in ("crew/site/one", name):
+        tools.run("imagetool", "delete", left)
     assert tools.run("imagetool", "list") == f"{IMAGE}\n"
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[int]:
+    """A web server of a directory's files; its port."""
+    handler = partial(QuietHandler, directory=str(directory))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Logs nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def imported(tools: Tools, tmp_path: Path, port: int) -> str:
+    """An image of a tree on a web server; its name."""
+    motd = b"imported\n"
+    line = f"motd/0/420/0/0/{len(motd)}/{hashlib.sha512(motd).hexdigest()}\n".encode()
+    for kind, data in (("blob", motd), ("tree", line)):
+        (tmp_path / "fs" / kind).mkdir(parents=True)
+        (tmp_path / "fs" / kind / hashlib.sha512(data).hexdigest()).write_bytes(data)
+    digest = hashlib.sha512(line).hexdigest()
+    url = f"http://127.0.0.1:{port}/fs/tree/{digest}"
+    name = tools.run("imagetool", "import-fs-tree", "crew/site", url).strip()
+    assert name == f"crew/site/{digest}"
+    assert "/motd" in tools.run("imagetool", "show", "--files", name)
+    return name
 
 
 def check(tools: Tools, tmp_path: Path) -> None:

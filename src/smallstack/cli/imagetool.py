@@ -43,6 +43,11 @@ COMMANDS = {
         "command",
         "images as they come and go",
     ),
+    "import-fs-tree": (
+        "smallstack.cli.image.import_tree",
+        "command",
+        "an image of a tree on a web server",
+    ),
     "get-archive": (
         "smallstack.cli.image.archive",
         "get_command",

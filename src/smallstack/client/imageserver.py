@@ -113,6 +113,15 @@ class ImageServerClient(ServiceClient):
         response = proto.RestoreImageFromArchiveResponse
         self.check(await self._large("RestoreImageFromArchive", request, response))
 
+    async def import_tree(
+        self, directory: str, url: str, expires_at: Time = NEVER
+    ) -> proto.ImportTreeResponse:
+        """Have the server make an image of a tree that a web server has by digest."""
+        request = proto.ImportTreeRequest(
+            directory_name=directory, tree_url=url, expires_at=expires_at
+        )
+        return await self.checked("ImportTree", request, proto.ImportTreeResponse)
+
     async def list_directories(self) -> list[Directory]:
         """All directories."""
         found = []

@@ -123,6 +123,20 @@ class ObjectServerClient(ServiceClient):
                 reading.cancel()
         return replies.received
 
+    async def import_objects(
+        self, base_url: str, digests: Sequence[bytes], sizes: Sequence[int] = ()
+    ) -> proto.ImportObjectsResponse:
+        """Have the server fetch objects, each from ``base_url``, a slash and its digest in hex.
+
+        ``sizes``, if given, are what they must have. The reply's ``error`` is for the caller.
+        """
+        request = proto.ImportObjectsRequest(
+            base_remote_url=base_url,
+            hashes=[Hash(digest) for digest in digests],
+            object_sizes=list(sizes),
+        )
+        return await self.call("ImportObjects", request, proto.ImportObjectsResponse)
+
     async def test_bandwidth(
         self, duration: int, chunk_size: int = 65535, *, to_server: bool = False
     ) -> tuple[int, int]:

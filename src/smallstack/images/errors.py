@@ -35,6 +35,10 @@ class OciError(SmallStackError):
     """cannot make an image of this container image: {detail}"""
 
 
+class TreeTextError(SmallStackError):
+    """not a directory of a file-system tree: line {line}: {detail}"""
+
+
 class UnpackError(SmallStackError):
     """cannot unpack the image to {path}: {detail}"""
 

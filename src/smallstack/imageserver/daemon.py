@@ -8,6 +8,7 @@ from typing import Final
 
 from smallstack import settings
 from smallstack.daemon.certificates import Certificates
+from smallstack.daemon.hosts import HostPolicy
 from smallstack.daemon.limits import CALLS_PER_SECOND
 from smallstack.daemon.listener import Listener, bind
 from smallstack.daemon.logger import LoggerService
@@ -19,6 +20,7 @@ from smallstack.durable import boot_id, replace_file
 from smallstack.identity.credentials import Pair
 from smallstack.images.catalogue import ImageCatalogue
 from smallstack.imageserver.archive import ArchiveService
+from smallstack.imageserver.imports import ImportService
 from smallstack.imageserver.objects import ObjectService
 from smallstack.imageserver.pages import StatusPages
 from smallstack.imageserver.references import References, objects_of
@@ -81,6 +83,12 @@ ALLOW_PUBLIC_CHECK_OBJECTS = Setting(
 ALLOW_PUBLIC_GET_OBJECTS = Setting(
     "allow_public_get_objects", settings.boolean, False, "any user may read objects"
 )
+IMPORT_HOSTS: Final[Setting[tuple[str, ...]]] = Setting(
+    "import_hosts",
+    settings.words,
+    ("*",),
+    "hosts of objects and trees to import: names, *.name, * for any; or none",
+)
 
 SETTINGS: Final = (
     STATE_DIR,
@@ -102,6 +110,7 @@ SETTINGS: Final = (
     ALLOW_PUBLIC_CHECK_OBJECTS,
     ALLOW_PUBLIC_GET_OBJECTS,
     CALLS_PER_SECOND,
+    IMPORT_HOSTS,
 )
 _PUBLIC: Final = (
     (ALLOW_PUBLIC_ADD_OBJECTS, "ObjectServer.AddObjects"),
@@ -113,7 +122,14 @@ _PUBLIC: Final = (
 class ImageServer:
     """Both services over one catalogue and one store."""
 
-    def __init__(self, image_dir: Path, object_dir: Path, boot: str | None = None) -> None:
+    def __init__(
+        self,
+        image_dir: Path,
+        object_dir: Path,
+        boot: str | None = None,
+        *,
+        import_hosts: HostPolicy | None = None,
+    ) -> None:
         """``boot`` names the host's boot, when it is not this one.
 
         Raises StoreError, StoreBusyError.
@@ -126,6 +142,9 @@ class ImageServer:
         self.objects = ObjectService(self.store, self.references)
         self.updates = UpdateService(self.catalogue)
         self.archives = ArchiveService(self.images)
+        self.imports = ImportService(
+            self.images, self.store, self.references, import_hosts or HostPolicy()
+        )
         self.lost = 0
         """Objects that images needed and the store lacked when it was opened."""
 
@@ -177,7 +196,9 @@ class ImageServer:
         table = methods(public)
         for part in (self.images, self.updates, self.archives):
             server.register("ImageServer", part.handlers(), table)
+        server.register("ImageServer", self.imports.image_handlers(), table)
         server.register("ObjectServer", self.objects.handlers(), table)
+        server.register("ObjectServer", self.imports.object_handlers(), table)
 
     def observe(self, metrics: Metrics) -> None:
         """Show what there is among the daemon's metrics."""
@@ -223,7 +244,11 @@ async def serve(runtime: Runtime, values: Values) -> None:
     certificates = None if values[INSECURE] else _certificates(values, runtime)
     state = values[STATE_DIR]
     images = Path(values[IMAGE_DIR] or state / "images")
-    server = ImageServer(images, Path(values[OBJECT_DIR] or state / "objects"))
+    server = ImageServer(
+        images,
+        Path(values[OBJECT_DIR] or state / "objects"),
+        import_hosts=HostPolicy(values[IMPORT_HOSTS]),
+    )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(server.close)
         await asyncio.to_thread(server.load)

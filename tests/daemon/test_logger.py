@@ -154,7 +154,11 @@ async def test_watching(daemon: Daemon) -> None:
     assert logging.getLogger("smallstack").handlers == before
 
 
-async def test_the_client_follows_a_log(daemon: Daemon) -> None:
+async def test_the_client_follows_a_log(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What pytest's own handlers keep goes to another process of it, as UTF-8.
+    root = logging.getLogger("smallstack")
+    kept = [one for one in root.handlers if type(one).__module__ != "_pytest.logging"]
+    monkeypatch.setattr(root, "handlers", kept)
     async with daemon.client() as client, aclosing(client.watch()) as lines:
         assert "Logger.Watch(-1)" in await anext(lines)
         # By hand: what else pytest listens with cannot have such text.

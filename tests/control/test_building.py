@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from smallstack.control.building.build import BuildOptions, Built, build_image, plan
 from smallstack.control.building.confine import BuildError
-from smallstack.control.building.publish import copy_tree
+from smallstack.control.building.publish import copy_tree, put_out
 from smallstack.control.building.room import in_root
 from smallstack.control.images import Progress
 from tests.control.small_debian import NEWER, make_base, make_repository
@@ -162,6 +163,56 @@ async def test_a_failing_script_is_named_and_nothing_stays(
     assert left(tmp_path) == ["lock"]
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "kept/bin/busybox").exists()
+
+
+async def test_a_tree_that_cannot_be_kept_hides_no_failure(
+    origin: Path, manifest: Path, tmp_path: Path
+) -> None:
+    script(manifest / "scripts/fails", "#!/bin/sh\nexit 3\n")
+    options = BuildOptions(
+        manifest, base=origin / "base", output=tmp_path / "out", keep=tmp_path / "no/place"
+    )
+    told: list[str] = []
+    with pytest.raises(BuildError, match="scripts/fails"):
+        await build_image(options, None, Progress(), told.append)
+    assert told[-1].startswith("the tree could not be kept: ")
+    assert told[-1].endswith(f"{tmp_path}/no/place~': No such file or directory")
+    assert left(tmp_path) == ["lock"]
+
+
+async def test_what_a_killed_build_was_writing_is_in_no_output(tmp_path: Path) -> None:
+    """Copied to another file system, or written as an archive."""
+
+    def tree(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "new").write_text("new")
+        return tmp_path / name
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "others").touch()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        assert Path(place).stat().st_dev != tmp_path.stat().st_dev
+        output = Path(place, "out")
+        Path(place, "out~").mkdir()
+        Path(place, "out~/stale").touch()
+        put_out(tree("one"), output)
+        assert list(output.iterdir()) == [output / "new"]
+        output = Path(place, "link")
+        Path(place, "link~").symlink_to(elsewhere)
+        put_out(tree("two"), output)
+        assert list(output.iterdir()) == [output / "new"]
+        archive = Path(place, "out.tar")
+        Path(place, "out.tar~").symlink_to(elsewhere / "others")
+        put_out(tree("three"), archive)
+        with tarfile.open(archive) as opened:
+            assert opened.getnames() == [".", "./new"]
+        assert not archive.is_symlink()
+        Path(place, "more.tar~").mkdir()
+        put_out(tree("four"), Path(place, "more.tar"))
+        assert sorted(os.listdir(place)) == ["link", "more.tar", "out", "out.tar"]  # noqa: PTH208
+    assert [path.name for path in elsewhere.iterdir()] == ["others"]
+    assert (elsewhere / "others").read_bytes() == b""
 
 
 async def test_a_script_ends_with_its_time_and_takes_its_children_along(

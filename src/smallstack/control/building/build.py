@@ -63,6 +63,7 @@ from smallstack.proto.filesystem import INODE, FileSystem
 from smallstack.proto.image import Annotation, Filter, Image, Package, Triggers
 from smallstack.proto.kinds import Hash
 from smallstack.settings import cache_directory
+from smallstack.telemetry.errors import describe
 
 TEST_LIMIT: Final = 10
 """Seconds for one of a manifest's tests, as in the ecosystem."""
@@ -187,12 +188,22 @@ async def build_image(
         log = BuildLog(work / "log", echo)
         try:
             building = _Building(options, manifest, lock, server, work, log, progress, tell)
-            return await building.run()
+            built = await building.run()
+        except BaseException:
+            try:
+                await _keep(options, work / "root")
+            except (BuildError, OSError) as error:  # no reason to hide the first one
+                tell(f"the tree could not be kept: {describe(error)}")
+            raise
         finally:
             log.close()
-            root = work / "root"
-            if options.keep is not None and root.exists():
-                await asyncio.to_thread(put_out, root, options.keep)
+        await _keep(options, work / "root")
+        return built
+
+
+async def _keep(options: BuildOptions, root: Path) -> None:
+    if options.keep is not None and root.exists():
+        await asyncio.to_thread(put_out, root, options.keep)
 
 
 class _Building:

@@ -51,14 +51,14 @@ def put_out(root: Path, output: Path) -> None:
                 output.rmdir()
             root.rename(output)
         except OSError:  # another file system
-            partial = output.with_name(output.name + "~")
+            partial = _fresh(output)
             try:
                 copy_tree(root, partial)
                 partial.rename(output)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return
-    partial = output.with_name(output.name + "~")
+    partial = _fresh(output)
     options = ["--sort=name", "--numeric-owner", "--format=posix", "--xattrs", "--acls"]
     options += ["--xattrs-include=*", "--pax-option=exthdr.name=%d/PaxHeaders/%f"]
     options += ["--pax-option=delete=atime,delete=ctime"]
@@ -67,6 +67,19 @@ def put_out(root: Path, output: Path) -> None:
         partial.rename(output)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _fresh(output: Path) -> Path:
+    """Where it is written first; what a build that was killed left there goes."""
+    partial = output.with_name(output.name + "~")
+    try:
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise BuildError(step=str(partial), detail=describe(error)) from error
+    return partial
 
 
 def _command(*command: str) -> None:

@@ -146,3 +146,10 @@ class VmChanges(ServiceClient):
         await self.checked(
             "ChangeVmVolumeInterfaces", request, proto.volumes.ChangeVmVolumeInterfacesResponse
         )
+
+    async def change_vm_subnet(self, ip_address: str, subnet_id: str) -> str:
+        """Give a VM an address in another subnet, which is its name from then on."""
+        request = proto.change.ChangeVmSubnetRequest(ip_address=ip_address, subnet_id=subnet_id)
+        return (
+            await self.checked("ChangeVmSubnet", request, proto.change.ChangeVmSubnetResponse)
+        ).new_ip_address

@@ -128,6 +128,15 @@ class Agent:
             await asyncio.wait([task])
         self.changed(vm)
 
+    def rename(self, vm: Vm, record: LocalVmInfo, directory: VmDirectory) -> None:
+        """A VM has another primary address, on disk already."""
+        old = vm.ip
+        vm.record, vm.directory = record, directory
+        self.vms[vm.ip] = self.vms.pop(old)
+        self._tasks[vm.ip] = self._tasks.pop(old)
+        self.updates.note_gone(old)
+        self.changed(vm)
+
     def macs_in_use(self) -> dict[str, str]:
         """IP to MAC of every address a VM has."""
         return {

@@ -52,7 +52,7 @@ from smallstack.proto.hypervisor.create import CreateVmRequest
 from smallstack.proto.kinds import Time
 from smallstack.proto.vm import LocalVmInfo, LocalVolume, VmInfo, Volume
 from smallstack.steps import Action, Journal, NoUndo, PointHook, Steps, Together
-from smallstack.telemetry.errors import SmallStackError, describe
+from smallstack.telemetry.errors import describe
 from smallstack.telemetry.timeline import Timeline
 from smallstack.volumes.brick import Brick
 
@@ -485,15 +485,6 @@ async def recover(agent: Agent, path: Path) -> None:
 def new_journal(directory: Path) -> Journal:
     """A journal of its own for a create. Nothing is written yet."""
     return Journal.create(directory / f"{OPERATION}-{os.urandom(8).hex()}", OPERATION)
-
-
-async def recover_all(agent: Agent) -> None:
-    """`recover` for every journal there is; one that cannot be read stays."""
-    for path in sorted(agent.parts.store.journals.iterdir()):
-        try:
-            await recover(agent, path)
-        except (OSError, ValueError, SmallStackError) as error:
-            _log.error("journal %s: %s", path, describe(error))
 
 
 def _sync(files: list[Path], directory: Path) -> None:

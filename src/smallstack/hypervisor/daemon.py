@@ -24,7 +24,6 @@ from smallstack.daemon.rpc_metrics import RpcMetrics
 from smallstack.daemon.run import Runtime
 from smallstack.daemon.trust import TRUST_VM_OWNERS, TRUSTED_GROUPS, TRUSTED_USERS, trusting
 from smallstack.hypervisor.agent import ACKNOWLEDGE_SECONDS, Agent, Parts
-from smallstack.hypervisor.create import recover_all
 from smallstack.hypervisor.errors import HypervisorError
 from smallstack.hypervisor.host import GIB, LocalHost
 from smallstack.hypervisor.host_key import HostKey
@@ -34,6 +33,7 @@ from smallstack.hypervisor.imports import MAX_IMAGE, Imports
 from smallstack.hypervisor.ledger import Ledger
 from smallstack.hypervisor.owners import Owners
 from smallstack.hypervisor.pages import add_metrics, add_pages
+from smallstack.hypervisor.recovery import recover_all
 from smallstack.hypervisor.roots import Roots
 from smallstack.hypervisor.service import Service
 from smallstack.hypervisor.specs import Emulator, host_processors

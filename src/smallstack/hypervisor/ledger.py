@@ -261,6 +261,12 @@ class Ledger:
             chosen.append((self.directories[number], size))
         return chosen
 
+    async def readdress(self, old: Address, record: LocalVmInfo) -> None:
+        """A VM has another primary address: the old one becomes the last free one."""
+        self.holdings.pop(old.ip_address, None)
+        self.adopt(record)
+        await self._give_back([old])
+
     async def release(self, ip: str) -> None:
         """Take a VM out; its addresses become the last free ones. Unknown ones are fine."""
         holding = self.holdings.pop(ip, None)

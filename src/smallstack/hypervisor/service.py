@@ -25,7 +25,6 @@ from smallstack.steps import PointHook
 _TOPICS: Final = (
     Access,
     Addressing,
-    Changing,
     HostMethods,
     Later,
     Looking,
@@ -48,6 +47,7 @@ class Service:
     def handlers(self) -> Mapping[str, Handler]:
         """By method name, for `Server.register`: every method there is."""
         handlers = dict(Creating(self._agent, self._on_point).handlers())
+        handlers |= Changing(self._agent, self._on_point).handlers()
         for topic in _TOPICS:
             handlers |= topic(self._agent).handlers()
         return handlers

@@ -153,6 +153,11 @@ class Updates:
         for watch in self._watches:
             watch.note_disabled()
 
+    def note_gone(self, ip: str) -> None:
+        """There is no VM of that address any more."""
+        for watch in self._watches:
+            watch.note_vm(ip)
+
     def close(self) -> None:
         """The agent ends: so does every stream."""
         self._closed = True

@@ -6,21 +6,28 @@ Some of it takes effect at once, the rest is for the next start; that needs a st
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from smallstack.hypervisor.agent import Agent
 from smallstack.hypervisor.checks import check_hostname, check_known, check_priority
 from smallstack.hypervisor.errors import RequestError
 from smallstack.hypervisor.methods.base import Methods, answering
 from smallstack.hypervisor.specs import check_supported, processors
+from smallstack.hypervisor.subnet_change import change_subnet
 from smallstack.hypervisor.vm import Vm
 from smallstack.proto.hypervisor import every as proto
 from smallstack.proto.vm import LocalVmInfo, NetworkEntry, VmInfo
 from smallstack.srpc.server import Call, Handler
+from smallstack.steps import PointHook
 
 MAX_QUEUES = 256
 """Of one network interface: as many as a tap has."""
 
 
 class Changing(Methods):
-    """The methods."""
+    """The methods; the steps of a change of the subnet are told to ``on_point``."""
+
+    def __init__(self, agent: Agent, on_point: PointHook | None = None) -> None:
+        super().__init__(agent)
+        self._on_point = on_point
 
     def handlers(self) -> Mapping[str, Handler]:
         """By method name."""
@@ -32,6 +39,7 @@ class Changing(Methods):
             "ChangeVmMachineType": answering(self._machine),
             "ChangeVmNumNetworkQueues": answering(self._queues),
             "ChangeVmSize": answering(self._size),
+            "ChangeVmSubnet": answering(self._subnet),
             "ChangeVmTags": answering(self._tags),
             "ChangeVmVolumeInterfaces": answering(self._interfaces),
         }
@@ -160,6 +168,14 @@ class Changing(Methods):
         await vm.apply(work)
         await self._agent.reweigh(vm)
         return proto.ChangeVmSizeResponse()
+
+    async def _subnet(
+        self, call: Call, request: proto.ChangeVmSubnetRequest
+    ) -> proto.ChangeVmSubnetResponse:
+        vm = self._mine(call, request.ip_address)
+        identity = vm.info.identity_name
+        await change_subnet(self._agent, vm, request.subnet_id, call.peer, self._on_point)
+        return proto.ChangeVmSubnetResponse(new_ip_address=vm.ip, old_identity_name=identity)
 
     async def _set(
         self, call: Call, request: Any, name: str, value: object, *, stopped: bool = False

@@ -33,7 +33,6 @@ LATER: Final[dict[str, str]] = {
     "ReplaceVmCredentials": "give the VM its credentials through its user data",
     "ReplaceVmIdentity": "give the VM its credentials through its user data",
     "ScanVmRoot": "look at the root from inside the VM",
-    "ChangeVmSubnet": "this agent cannot do that",
     "ConnectToVmConsole": "this agent cannot do that",
     "ConnectToVmManager": "this agent cannot do that",
     "DiscardVmOldImage": "this agent cannot do that",

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from docs.generate import page, schema
+from docs.generate import methods, page, schema
 
 DOCS: Final = Path(__file__).parents[1]
 
 DOCUMENTS: Final[dict[str, Callable[[], str]]] = {
     "api.json": schema.document,
     "api.md": page.document,
+    "methods.md": methods.document,
 }
 """File name below docs/ to what makes its text."""
 

@@ -162,9 +162,9 @@ async def test_the_client_follows_a_log(daemon: Daemon, monkeypatch: pytest.Monk
     async with daemon.client() as client, aclosing(client.watch()) as lines:
         assert "Logger.Watch(-1)" in await anext(lines)
         # By hand: what else pytest listens with cannot have such text.
-        name = logging.makeLogRecord({"name": ROOM.name, "levelno": 20, "msg": "seen \udcff"})
+        record = logging.makeLogRecord({"name": ROOM.name, "levelno": 20, "msg": "seen \udcff"})
         (watcher,) = (h for h in logging.getLogger("smallstack").handlers if type(h) is _Watcher)
-        watcher.handle(name)
+        watcher.handle(record)
         assert (await anext(lines)).endswith(r" room: seen \udcff")
 
 

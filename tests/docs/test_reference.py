@@ -45,6 +45,7 @@ def test_what_is_committed_is_current() -> None:
 
 def test_what_is_not_current_is_named_and_made(tmp_path: Path) -> None:
     shutil.copytree(HERE / "docs", tmp_path / "docs")
+    (tmp_path / "tests").symlink_to(HERE / "tests")
     (tmp_path / "docs" / "api.md").write_text("old")
     stale = generate("--check", at=tmp_path)
     assert (stale.returncode, stale.stderr) == (1, "docs/api.md not current: run ./dev docs\n")

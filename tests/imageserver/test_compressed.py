@@ -1,4 +1,4 @@
-"""Objects by zstd from a real server: who may ask, who does ask, what goes over the wire."""
+"""Objects by zstd (GetCompressedObjects) from a real server: who may ask, who does, what goes."""
 
 from pathlib import Path
 

@@ -92,6 +92,21 @@ async def running_delete_unreferenced(client: Client) -> None:
     )
 
 
+async def test_an_image_whose_maker_is_believed(serve: Serve, tmp_path: Path) -> None:
+    made = image([], created_by="somebody else", created_on=Time.from_nanoseconds(7))
+    request = proto.AddImageRequest(image_name="one", image=made)
+    async with serve(tmp_path) as running:
+        async with running.operator.connect() as client:
+            method = "ImageServer.AddImageTrusted"
+            await client.request(method, request, proto.AddImageResponse)
+            got = await ImageServerClient(client).get_image("one")
+            assert got is not None
+            assert (got.created_by, got.created_on) == ("somebody else", made.created_on)
+        async with running.as_user("adder").connect() as client:
+            with pytest.raises(AccessDeniedError):
+                await client.request(method, request, proto.AddImageResponse)
+
+
 async def test_all_objects_must_be_there(serve: Serve, tmp_path: Path) -> None:
     data = contents(5)
     async with serve(tmp_path) as running, running.operator.connect() as client:

@@ -73,7 +73,8 @@ class World:
     async def tell(self, text: str) -> None:
         self.told.append(text)
 
-    async def make_room(self, sizes: Sequence[int]) -> None:
+    async def make_room(self, sizes: Sequence[int], within: Path | None) -> None:
+        assert within in {None, *self.directories}
         self.room += sizes
 
     async def get(self, wanted: ImageWanted) -> Brick:

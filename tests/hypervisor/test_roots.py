@@ -12,15 +12,20 @@ import pytest
 
 from smallstack.hypervisor.agent import Agent, Parts
 from smallstack.hypervisor.errors import ImageTreeError
+from smallstack.hypervisor.host import Space
 from smallstack.hypervisor.images import Images
+from smallstack.hypervisor.ledger import Ledger
 from smallstack.hypervisor.roots import BRICKS, Roots, RootWanted, label_of
+from smallstack.network.book import AddressBook
 from smallstack.objects.cache import ObjectCache
 from smallstack.proto.enums import FirmwareType
 from smallstack.telemetry.timeline import Timeline
 from smallstack.volumes.bootloader import BootLoaders
+from smallstack.volumes.brick import BrickStore
 from smallstack.volumes.errors import BootLoaderMissingError
 from smallstack.volumes.grub_config import GRUB_CONFIG
 from tests.hypervisor.image_server import ScriptedImageServer
+from tests.hypervisor.test_imports import SmallHost
 from tests.volumes.disks import run
 
 MIB = 1 << 20
@@ -48,10 +53,9 @@ async def test_a_brick_that_is_about_to_be_used_stays(
     cache = ObjectCache(tmp_path / "cache", 1 << 20)
     images = Images(server.address, None, cache)
     roots = Roots([volumes], cache, images, BootLoaders(tmp_path / "loaders"))
-    full = SimpleNamespace(usable=lambda _directory: 0, book=SimpleNamespace(on_change=[]))
-    agent = Agent(
-        cast("Parts", SimpleNamespace(roots=roots, ledger=full, book=full.book, wiring=None))
-    )
+    host = SmallHost()
+    host.left = 0
+    agent = agent_of(roots, host)
     image = await images.find("app")
 
     def wanted(ip: str) -> RootWanted:
@@ -77,6 +81,51 @@ async def test_a_brick_that_is_about_to_be_used_stays(
     assert list((volumes / BRICKS).iterdir()) == []
     await images.close()
     cache.close()
+
+
+def agent_of(roots: Roots, host: SmallHost) -> Agent:
+    book = cast("AddressBook", SimpleNamespace(on_change=[]))
+    ledger = Ledger(host, book, list(roots.stores))
+    return Agent(cast("Parts", SimpleNamespace(roots=roots, ledger=ledger, book=book, wiring=None)))
+
+
+class FreeingHost(SmallHost):
+    """Where one of three bricks goes there are ``size`` bytes more."""
+
+    store: BrickStore | None = None
+    size = 0
+
+    def space(self, directory: Path) -> Space:
+        found = super().space(directory)
+        gone = 3 - len(self.store.list()) if self.store is not None else 0
+        return replace(found, available=found.available + gone * self.size)
+
+
+async def test_bricks_go_only_where_that_makes_enough_room(
+    tmp_path: Path, server: ScriptedImageServer
+) -> None:
+    async with opened(tmp_path, server) as (roots, images):
+        host = FreeingHost()
+        agent = agent_of(roots, host)
+        store = roots.stores[tmp_path / "volumes"]
+        for number in range(3):
+            wanted = await wanted_by(images, tmp_path, f"{number}", size=SIZE + number * MIB)
+            await roots.make(wanted, Timeline())
+        await store.synced()
+        bricks = sorted(store.list(), key=lambda brick: brick.size)
+        size = bricks[0].disk_usage()
+        host.left = 10 * size
+
+        async def left(wanted: int, within: Path | None = None) -> list[int]:
+            await agent.make_room([wanted], within)
+            return sorted(brick.size // MIB for brick in store.list())
+
+        assert await left(10 * size - 1) == [64, 65, 66]  # there is room
+        assert await left(14 * size) == [64, 65, 66]  # there never will be
+        assert await left(1 << 60, tmp_path / "volumes") == [64, 65, 66]
+        host.store, host.size = store, size
+        assert len(await left(10 * size + 1)) == 2
+        assert len(await left(11 * size + 1, tmp_path / "volumes")) == 1
 
 
 @asynccontextmanager

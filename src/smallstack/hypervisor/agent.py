@@ -251,14 +251,29 @@ class Agent:
         for listener in self.on_change:
             listener(vm)
 
-    async def make_room(self, sizes: Sequence[int]) -> None:
-        """Remove bricks that no VM needs, least used first, until ``sizes`` can be placed."""
+    async def make_room(self, sizes: Sequence[int], within: Path | None = None) -> None:
+        """Remove bricks that no VM needs, least used first, until ``sizes`` can be placed.
+
+        ``within``: a volume directory that they have to be in. Where all of the bricks would not be
+        enough they stay.
+        """
+        ledger = self.parts.ledger
         unused = await asyncio.to_thread(
             self.parts.roots.unused_bricks, self._backings(), imported=not self._unreadable
         )
+        freed = await asyncio.to_thread(
+            lambda: {path: sum(b.disk_usage() for b in bricks) for path, bricks in unused.items()}
+        )
+        if not ledger.has_room(sizes, within, freed):
+            return
+        device = ledger.host.space(within).device if within is not None else None
         for directory, bricks in unused.items():
+            if device not in {None, ledger.host.space(directory).device}:
+                continue
+            if not ledger.has_room([min(sizes)], directory, freed):
+                continue
             for brick in bricks:
-                if self.parts.ledger.usable(directory) > sum(sizes):
+                if ledger.has_room(sizes, within):
                     return
                 await self.parts.roots.remove_brick(directory, brick, self._backings())
 

@@ -350,19 +350,20 @@ class Creation:
 
     async def _place(self, size: int) -> Path:
         ledger, request = self._parts.ledger, self._request
+        # Over a brick of its own file system a layer may share its blocks.
+        within = self._brick.path.parent.parent if self._brick is not None else None
         place = partial(
             ledger.place,
             self._ip,
             [size],
             spread=request.vm_info.spread_volumes,
             indices=request.storage_indices,
-            # Over a brick of its own file system a layer may share its blocks.
-            within=self._brick.path.parent.parent if self._brick is not None else None,
+            within=within,
         )
         try:
             return place()[0]
         except SpaceError:
-            await self._agent.make_room([size])
+            await self._agent.make_room([size], within)
             return place()[0]
 
     async def _undo_volumes(self) -> None:

@@ -50,7 +50,7 @@ _TOLD_STEPS: Final = 10
 SENT: Final = "sent with the request"
 Progress = Callable[[str], Awaitable[None]]
 Pieces = AsyncGenerator[bytes, None]
-MakeRoom = Callable[[Sequence[int]], Awaitable[None]]
+MakeRoom = Callable[[Sequence[int], Path | None], Awaitable[None]]
 
 
 class Sent(Protocol):
@@ -147,7 +147,7 @@ class Imports:
     ) -> AsyncIterator[Brick]:
         """The brick of an image; it stays as long as the context is open, or a layer is over it.
 
-        It need not be durable yet. ``make_room`` frees space, given bytes. Raises DiskImageError,
+        It need not be durable yet. ``make_room``: see `Agent.make_room`. Raises DiskImageError,
         ImageUrlError, ConverterMissingError, SpaceError, DiskFullError, and what ``sent`` raises.
         """
         if wanted.url is None:
@@ -306,7 +306,7 @@ class Imports:
                         raise
                 else:
                     return directory, self._stores[directory], path
-            await make_room([size])
+            await make_room([size], directories[0] if index is not None else None)
         raise NoStorageError  # pragma: no cover - the loop has ended by then
 
     async def expect(self, directory: Path, file: Path, size: int, make_room: MakeRoom) -> None:
@@ -314,7 +314,7 @@ class Imports:
         try:
             self._ledger.expect(directory, file, size)
         except SpaceError:
-            await make_room([size])
+            await make_room([self._ledger.expected_more(file, size)], directory)
             self._ledger.expect(directory, file, size)
 
     def complete(self, file: Path) -> None:

@@ -16,9 +16,11 @@ though layers are thin: what VMs may still write counts as taken.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from smallstack.hypervisor.errors import (
     AvailableMemoryError,
@@ -289,7 +291,7 @@ class Ledger:
         if size <= had:
             return
         left = self.usable(directory)
-        if size - max(had, self.host.written(file)) >= left:
+        if self.expected_more(file, size) >= left:
             raise SpaceError(size=format_bytes(size), left=format_bytes(left))
         self._expected[file] = (directory, size)
 
@@ -303,12 +305,40 @@ class Ledger:
         """A file that was expected is complete, or gone."""
         self._expected.pop(file, None)
 
+    def expected_more(self, file: Path, size: int) -> int:
+        """What `expect` needs besides what it keeps already, or what is written."""
+        _, had = self._expected.get(file, (file, 0))
+        return max(0, size - max(had, self.host.written(file)))
+
     def usable(self, directory: Path) -> int:
         """Bytes that could still be promised in a volume directory."""
         return max(0, self._usable()[self.host.space(directory).device])
 
-    def _usable(self) -> dict[int, int]:
-        """Usable bytes of each file system, by device."""
+    def has_room(
+        self,
+        sizes: Sequence[int],
+        within: Path | None = None,
+        freed: Mapping[Path, int] | None = None,
+    ) -> bool:
+        """Whether files of these bytes could be placed, ``within`` a volume directory or any.
+
+        ``freed``: bytes, by volume directory, that would be free besides.
+        """
+        devices = {path: self.host.space(path).device for path in self.directories}
+        more = Counter[int]()
+        for path, size in (freed or {}).items():
+            more[devices[path]] += size
+        usable = self._usable(more)
+        for size in sizes:
+            among = self.directories if within is None else [within]
+            found = next((path for path in among if usable[devices[path]] > size), None)
+            if found is None:
+                return False
+            usable[devices[found]] -= size
+        return True
+
+    def _usable(self, freed: Mapping[int, int] = MappingProxyType({})) -> dict[int, int]:
+        """Usable bytes of each file system, by device; ``freed`` are free besides."""
         spaces = {s.device: s for s in map(self.host.space, self.directories)}
         promised = dict.fromkeys(spaces, 0)
         unwritten = dict.fromkeys(spaces, 0)
@@ -326,6 +356,7 @@ class Ledger:
         found = {}
         for device, space in spaces.items():
             free = space.available - unwritten[device] - self._kept_free(device)
+            free += freed.get(device, 0)
             found[device] = min(space.size - promised[device], free)
         return found
 

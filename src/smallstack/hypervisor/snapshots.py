@@ -119,7 +119,7 @@ class Snapshots:
             try:
                 self._ledger.expect(path.parent.parent, part, size)
             except SpaceError:
-                await self._agent.make_room([size])
+                await self._agent.make_room([size], path.parent.parent)
                 self._ledger.expect(path.parent.parent, part, size)
 
     async def _scan(self) -> None:

@@ -196,7 +196,7 @@ class VolumeChanges:
         try:
             self._ledger.check_space(directory, size - before)
         except SpaceError:
-            await self._agent.make_room([size - before])
+            await self._agent.make_room([size - before], directory)
             self._ledger.check_space(directory, size - before)
 
         def edit(record: LocalVmInfo) -> None:
@@ -281,7 +281,7 @@ class VolumeChanges:
         try:
             self._ledger.expect(directory, path, size)
         except SpaceError:
-            await self._agent.make_room([size])
+            await self._agent.make_room([size], directory)
             self._ledger.expect(directory, path, size)
 
     async def _change(self, edit: Edit) -> None:

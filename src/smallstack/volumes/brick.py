@@ -85,6 +85,13 @@ class Brick:
         """Whether it was made elsewhere, so that it cannot be made again."""
         return is_imported(self.path)
 
+    def disk_usage(self) -> int:
+        """Bytes that it takes on disk, in whole blocks; 0 when it is gone. Blocks."""
+        try:
+            return self.path.stat().st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:

@@ -421,12 +421,13 @@ def test_every_captured_file_is_accounted_for(capsys: pytest.CaptureFixture[str]
         print(f"\ngob captures: {len(files)} files, {len(CONVERSATIONS)} conversations")
 
 
-def in_order(request: Message, order: tuple[str, ...]) -> bytes:
-    """The request with its tags in the order in which this client happened to send them."""
-    data = Encoder().encode(request)
+def in_order(data: bytes, call: Call) -> bytes:
+    """An encoded request with its tags in the order in which that client happened to send them."""
+    order = call.map_order
     if not order:
         return data
-    tags = request.vm_info.tags  # type: ignore[attr-defined]
+    assert isinstance(call.request, CreateVmRequest)
+    tags = call.request.vm_info.tags
     entry = {
         key: bytes([len(key)]) + key.encode() + bytes([len(value)]) + value.encode()
         for key, value in tags.items()
@@ -436,32 +437,46 @@ def in_order(request: Message, order: tuple[str, ...]) -> bytes:
     return data.replace(ours, b"".join(entry[key] for key in order))
 
 
-@pytest.mark.parametrize("name", CONVERSATIONS)
-def test_client_bytes_are_rebuilt_from_literals(name: str) -> None:
-    captured = (VECTORS / f"{name}.c2s.bin").read_bytes()
-    conversation = CONVERSATIONS[name]
+def requests(sent: bytes, conversation: Conversation) -> list[bytes]:
+    """The encoded requests that a client sent, b"" for a call without; checks all else it sent."""
     start = f"CONNECT {conversation.endpoint} HTTP/1.0\n\n".encode()
-    assert captured.startswith(start)
-    rest = captured[len(start) :]
+    assert sent.startswith(start)
+    rest = sent[len(start) :]
+    found = []
     for call in conversation.calls:
         line = f"{call.method}\n".encode()
         assert rest.startswith(line)
         rest = rest[len(line) :]
         if call.request is None:
+            found.append(b"")
             continue
-        built = in_order(call.request, call.map_order)
-        # Ids have other lengths than ours, so the end of the capture's message is found first.
+        # Type ids have other lengths than ours, so the end of a message is found by decoding it.
         decoder = Decoder(keep_mapped=call.long_addresses)
         decoder.feed(rest)
         assert decoder.decode(type(call.request)) == call.request
         behind = decoder.take_rest()
-        sent = rest[: len(rest) - len(behind)]
+        found.append(rest[: len(rest) - len(behind)])
+        rest = behind
+    assert rest == b""
+    return found
+
+
+def captured_requests(name: str) -> list[bytes]:
+    """Those of a captured client."""
+    return requests((VECTORS / f"{name}.c2s.bin").read_bytes(), CONVERSATIONS[name])
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_client_bytes_are_rebuilt_from_literals(name: str) -> None:
+    calls = CONVERSATIONS[name].calls
+    for call, sent in zip(calls, captured_requests(name), strict=True):
+        if call.request is None:
+            continue
+        built = in_order(Encoder().encode(call.request), call)
         assert renumber(built) == renumber(sent)
         assert ReferenceDecoder(built).decode(type(call.request)) == ReferenceDecoder(sent).decode(
             type(call.request)
         )
-        rest = behind
-    assert rest == b""
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)

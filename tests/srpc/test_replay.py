@@ -1,4 +1,9 @@
-"""Conversations captured from other implementations, replayed over live connections."""
+"""Conversations captured from other implementations, replayed over live connections in both roles.
+
+Our server gets a captured client's bytes, and every value it answers is the captured one; our
+client hears a captured server, understands every value, and what it has sent by then is what the
+captured client sent, byte for byte up to the numbering of type ids.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +20,16 @@ from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import AccessDeniedError
 from smallstack.srpc.server import Call as ServerCall
 from smallstack.srpc.server import Server
-from tests.srpc.test_gob_captures import CONVERSATIONS, VECTORS, Call, Conversation
+from tests.proto.reference_gob import renumber
+from tests.srpc.test_gob_captures import (
+    CONVERSATIONS,
+    VECTORS,
+    Call,
+    Conversation,
+    captured_requests,
+    in_order,
+    requests,
+)
 
 from .conftest import Certificates
 
@@ -111,16 +125,18 @@ async def _check_answer(conn: Connection, call: Call) -> None:
 @asynccontextmanager
 async def _captured_server(
     name: str, conversation: Conversation, certificates: Certificates
-) -> AsyncIterator[tuple[str, int]]:
-    """A server that says what was captured, whatever it hears."""
+) -> AsyncIterator[tuple[tuple[str, int], bytearray]]:
+    """A server that says what was captured, whatever it hears; its address, and what it heard."""
     captured = (VECTORS / f"{name}.s2c.bin").read_bytes()
     rest = captured.removeprefix(framing.CONNECTED)
     assert rest != captured
     ended: list[asyncio.Task[None]] = []
+    heard = bytearray()
 
     async def speak(conn: Connection) -> None:
         while (head := framing.parse_request_head(conn.peek())) is None:
             await conn.more()
+        heard.extend(conn.peek()[: head.size])
         conn.skip(head.size)
         conn.write(framing.CONNECTED)
         await conn.flush()
@@ -128,7 +144,8 @@ async def _captured_server(
             await conn.start_tls(certificates.server.context, server_side=True)
         conn.write(rest)
         await conn.flush()
-        await conn.peer_gone()
+        while data := await conn.read_some():
+            heard.extend(data)
         conn.abort()
 
     class Speaker(Connection):
@@ -138,7 +155,7 @@ async def _captured_server(
 
     serving = await asyncio.get_running_loop().create_server(Speaker, "127.0.0.1", 0)
     try:
-        yield serving.sockets[0].getsockname()[:2]
+        yield serving.sockets[0].getsockname()[:2], heard
     finally:
         serving.close()
         await asyncio.gather(*ended)
@@ -150,7 +167,7 @@ async def test_our_client_understands_a_captured_server(
 ) -> None:
     conversation = CONVERSATIONS[name]
     endpoint = _endpoint(conversation)
-    async with _captured_server(name, conversation, certificates) as address:
+    async with _captured_server(name, conversation, certificates) as (address, heard):
         credentials = certificates.user("alice") if endpoint.tls else None
         async with await dial(address, credentials) as client:
             for call in conversation.calls:
@@ -169,3 +186,7 @@ async def test_our_client_understands_a_captured_server(
                             assert await conn.decode(type(reply)) == reply
                         raw = call.raw + call.text
                         assert await conn.read_exactly(len(raw)) == raw
+    ours = requests(bytes(heard), conversation)
+    for call, sent, theirs in zip(conversation.calls, ours, captured_requests(name), strict=True):
+        if call.request is not None:
+            assert renumber(in_order(sent, call)) == renumber(theirs)

@@ -107,7 +107,7 @@ def test_what_a_tool_writes_is_out_before_it_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "smallstack.cli.vm_control", "--help"]
     with (tmp_path / "help").open("w") as file:
         assert subprocess.run(command, stdout=file, check=True).returncode == 0
-    assert (tmp_path / "help").read_text().endswith("the metadata paths a VM asks for\n")
+    assert (tmp_path / "help").read_text().endswith("one of these logs\n")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1

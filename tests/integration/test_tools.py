@@ -20,7 +20,7 @@ import pytest
 from smallstack.cli.hyper_control import COMMANDS as HYPER_CONTROL
 from smallstack.cli.imagetool import COMMANDS as IMAGETOOL
 from smallstack.cli.vm_control import COMMANDS as VM_CONTROL
-from tests.integration.cloud import IMAGE, Cloud
+from tests.integration.cloud import BRIDGE, IMAGE, Cloud
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -70,7 +70,18 @@ async def test_every_command_of_every_tool(cloud: Cloud, tmp_path: Path) -> None
     await cloud.image_server.stop()
     await cloud.start_image_server(import_hosts="127.0.0.1")
     tools = Tools(cloud.directory)
-    for walk in (hypervisor, disk_images, life, console, metadata, images, check):
+    for walk in (
+        hypervisor,
+        machine,
+        changes,
+        volumes,
+        disk_images,
+        life,
+        console,
+        metadata,
+        images,
+        check,
+    ):
         await asyncio.to_thread(walk, tools, tmp_path)
     assert tools.used == {(tool, name) for tool, commands in ALL.items() for name in commands}
     async with cloud.client() as client:
@@ -89,6 +100,118 @@ def hypervisor(tools: Tools, tmp_path: Path) -> None:
     stopped = ["--hostname", "other", "--subnet-id", "other", "--do-not-start", *SMALL]
     ip = tools.tell("vm-control", "create-vm", *stopped)[0].strip()
     assert ip in {"203.0.113.10", "203.0.113.11"}
+    tools.run("vm-control", "destroy-vm", ip)
+
+
+def machine(tools: Tools, tmp_path: Path) -> None:
+    """The Hypervisor itself."""
+    assert tools.run("hyper-control", "list-subnets").splitlines() == [
+        "other 203.0.113.1 255.255.255.0",
+        "test 198.51.100.1 255.255.255.0",
+    ]
+    assert tools.run("hyper-control", "list-volume-directories").endswith("/volumes\n")
+    assert "BEGIN PUBLIC KEY" in tools.run("hyper-control", "get-public-key")
+    assert refused(tools, "hyper-control", "get-identity-provider") == (
+        "hyper-control: no identity provider: start the hypervisor with --identity-provider URL\n"
+    )
+    tools.run("hyper-control", "change-owners", "--user", "boss", "--group", "site")
+    tools.run("hyper-control", "change-owners")
+    tools.run("hyper-control", "disable")
+    told = json.loads(tools.run("hyper-control", "get-updates", "--count", "1"))
+    assert told["Disabled"]
+    tools.run("hyper-control", "enable")
+    tools.run("hyper-control", "register-external-leases", "52:54:00:00:00:01;203.0.113.99")
+    tools.run("hyper-control", "register-external-leases")
+    tools.run("hyper-control", "hold-lock", "1ms")
+
+
+def refused(tools: Tools, tool: str, *words: str) -> str:
+    """What a command says that fails."""
+    done = subprocess.run(tools.command(tool, *words), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
+
+
+def stopped(tools: Tools) -> str:
+    """The address of a new VM that was not started."""
+    words = ["--hostname", "changes", "--subnet-id", "other", "--do-not-start", *SMALL]
+    return tools.tell("vm-control", "create-vm", *words)[0].strip()
+
+
+def changes(tools: Tools, tmp_path: Path) -> None:
+    """What a VM is, and whose."""
+    ip = stopped(tools)
+    for command, *words in (
+        ["change-vm-tags", "Name=other", "a=b"],
+        ["change-vm-hostname", "other"],
+        ["change-vm-cpu-priority", "5"],
+        ["change-vm-destroy-protection", "true"],
+        ["change-vm-memory", "192M"],
+        ["change-vm-cpus", "20"],
+        ["change-vm-vcpus", "1"],
+        ["change-vm-console-type", "dummy"],
+        ["change-vm-machine-type", "q35"],
+        ["change-vm-num-network-queues", "2"],
+        ["change-vm-volume-interfaces", "nvme"],
+        ["change-vm-owner-users", "olga", "user"],
+        ["change-vm-owner-groups", "crew"],
+    ):
+        assert tools.run("vm-control", command, ip, *words) == ""
+    info = json.loads(tools.run("vm-control", "get-vm-info", ip))
+    wanted = {
+        "Tags": {"Name": "other", "a": "b"},
+        "Hostname": "other",
+        "CpuPriority": 5,
+        "DestroyProtection": True,
+        "MemoryInMiB": 192,
+        "MilliCPUs": 20,
+        "VirtualCPUs": 1,
+        "ConsoleType": "dummy",
+        "MachineType": "q35",
+        "NetworkEntries": [{"NumQueues": 2}],
+        "OwnerUsers": ["user", "olga"],
+        "OwnerGroups": ["crew"],
+    }
+    assert {name: info[name] for name in wanted} == wanted
+    assert info["Volumes"][0]["Interface"] == "nvme"
+    assert "already are the primary owner" in refused(
+        tools, "vm-control", "become-primary-vm-owner", ip
+    )
+    assert len(tools.run("vm-control", "get-vm-access-token", ip, "--lifetime", "1m")) == 65
+    tools.run("vm-control", "discard-vm-access-token", ip)
+    assert json.loads(tools.run("vm-control", "get-vm-create-request", ip))["Hostname"] == "changes"
+    data = tmp_path / "data"
+    data.write_text("mine")
+    tools.run("vm-control", "replace-vm-user-data", ip, data)
+    assert tools.run("vm-control", "get-vm-user-data", ip) == "mine"
+    tools.run("vm-control", "get-vm-user-data", ip, tmp_path / "got")
+    assert (tmp_path / "got").read_text() == "mine"
+    assert "no old user data" in refused(tools, "vm-control", "restore-vm-user-data", ip)
+    tools.run("vm-control", "discard-vm-old-user-data", ip)
+    tools.run("hyper-control", "hold-vm-lock", ip, "1ms")
+    moved = tools.run("vm-control", "change-vm-subnet", ip, "test").strip()
+    assert moved.startswith("198.51.100.")
+    tools.run("vm-control", "destroy-vm", moved)
+
+
+def volumes(tools: Tools, tmp_path: Path) -> None:
+    ip = stopped(tools)
+    tools.run("vm-control", "add-vm-volumes", ip, "1M", "2M")
+    tools.run("vm-control", "reorder-vm-volumes", ip, "2", "1")
+    tools.run("vm-control", "delete-vm-volume", ip, "2")
+    tools.run("vm-control", "change-vm-volume-size", ip, "1", "4M")
+    tools.run("vm-control", "change-vm-volume-storage-index", ip, "1", "0")
+    shown = json.loads(tools.run("vm-control", "get-vm-volume-storage-configuration", ip))
+    assert shown["VolumeStorageIndices"] == [0, 0]
+    tools.run("vm-control", "snapshot-vm", ip, "kept")
+    tools.run("vm-control", "restore-vm-from-snapshot", ip, "kept", "--retain")
+    tools.run("vm-control", "discard-vm-snapshot", ip, "kept")
+    place = tmp_path / "volume"
+    for sent in (4 << 20, 4096):
+        _, err = tools.tell("vm-control", "get-vm-volume", ip, "1", place)
+        assert (place.stat().st_size, err) == (4 << 20, f"{sent} bytes were sent\n")
+        os.truncate(place, (4 << 20) - 4096)
+    assert "there is no volume 7" in refused(tools, "vm-control", "get-vm-volume", ip, "7", "x")
     tools.run("vm-control", "destroy-vm", ip)
 
 
@@ -112,6 +235,7 @@ def disk_images(tools: Tools, tmp_path: Path) -> None:
 
 
 def life(tools: Tools, tmp_path: Path) -> None:
+    watching = tools.start("hyper-control", "watch-dhcp", "--max-packets", "1")
     words = ["--hostname", "first", "--subnet-id", "test", "--probe-port", "80", *SMALL]
     out, err = tools.tell("vm-control", "create-vm", *words, "--trace-metadata")
     ip = out.removesuffix("\n")
@@ -132,8 +256,16 @@ def life(tools: Tools, tmp_path: Path) -> None:
     for name in ("reboot-vm", "start-vm"):
         assert "Port 80 is open" in tools.tell("vm-control", name, ip, "--probe-port", "80")[1]
         if name == "reboot-vm":
+            logs = tools.run("vm-control", "list-vm-virtualiser-log-files", ip).split()
+            assert logs[::2] == ["qemu.log", "qemu.log.old"]
+            tools.run("vm-control", "get-vm-virtualiser-log-file", ip, "qemu.log")
             tools.run("vm-control", "stop-vm", ip)
             assert json.loads(tools.run("vm-control", "get-vm-info", ip))["State"] == "stopped"
+    assert watching.stdout
+    bridge, packet = watching.stdout.read().split()
+    assert (bridge, watching.wait()) == (BRIDGE, 0)
+    assert bytes.fromhex(packet)[:3] == b"\x01\x01\x06", "a client's request, over Ethernet"
+    watching.stdout.close()
 
 
 def console(tools: Tools, tmp_path: Path) -> None:

@@ -10,6 +10,38 @@ COMMANDS = {
         "command",
         "what the machine has and what is free",
     ),
+    "list-subnets": ("smallstack.cli.hyper.host", "subnets", "the subnets it knows"),
+    "list-volume-directories": (
+        "smallstack.cli.hyper.host",
+        "volume_directories",
+        "where volumes lie",
+    ),
+    "disable": ("smallstack.cli.hyper.host", "disable", "create and start no VMs any more"),
+    "enable": ("smallstack.cli.hyper.host", "enable", "create and start VMs again"),
+    "change-owners": ("smallstack.cli.hyper.host", "owners", "who may do everything"),
+    "get-public-key": ("smallstack.cli.hyper.host", "public_key", "the Hypervisor's public key"),
+    "get-identity-provider": (
+        "smallstack.cli.hyper.host",
+        "identity_provider",
+        "where VMs' credentials come from",
+    ),
+    "register-external-leases": (
+        "smallstack.cli.hyper.host",
+        "external_leases",
+        "DHCP for machines that are no VMs",
+    ),
+    "watch-dhcp": ("smallstack.cli.hyper.host", "watch_dhcp", "DHCP requests as they come in"),
+    "get-updates": (
+        "smallstack.cli.hyper.host",
+        "updates",
+        "the state and its changes as they come",
+    ),
+    "hold-lock": ("smallstack.cli.hyper.host", "hold_lock", "have creates wait for a while"),
+    "hold-vm-lock": (
+        "smallstack.cli.hyper.host",
+        "hold_vm_lock",
+        "keep a VM from being changed for a while",
+    ),
 }
 
 group = tool(

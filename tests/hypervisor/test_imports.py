@@ -3,7 +3,8 @@
 import asyncio
 import gzip
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -204,6 +205,39 @@ async def test_the_last_who_waits_ends_it(world: World) -> None:
         await asyncio.wait(waiting)
         assert world.files() == []
         hold.set()
+
+
+async def test_the_user_of_a_converter_is_kept_from_vms(world: World, tmp_path: Path) -> None:
+    """Also when the create is gone that came first, and whose VM's user it is."""
+    kept: list[str] = []
+
+    @contextmanager
+    def keep() -> Iterator[None]:
+        kept.append("kept")
+        yield
+        kept.append("given back")
+
+    raw = tmp_path / "raw"
+    make_raw(raw)
+    vdi = convert(raw, tmp_path / "vdi", "vdi").read_bytes()
+    async with serving() as server:
+        hold = asyncio.Event()
+
+        async def later(asked: Asked, writer: asyncio.StreamWriter) -> None:
+            await hold.wait()
+            await file(vdi)(asked, writer)
+
+        server.answers["/x"] = later
+        first = asyncio.create_task(world.get(by_url(server, keep_user=keep)))
+        second = asyncio.create_task(world.get(by_url(server, user=(65533, 65533))))
+        while not server.asked:
+            await asyncio.wait([first, second], timeout=0.01)
+        first.cancel()
+        await asyncio.wait([first])
+        assert kept == ["kept"]
+        hold.set()
+        assert (await second).path.read_bytes() == raw.read_bytes()
+        assert kept == ["kept", "given back"]
 
 
 async def test_what_is_refused_leaves_nothing(world: World, tmp_path: Path) -> None:

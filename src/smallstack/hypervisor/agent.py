@@ -15,8 +15,8 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -97,6 +97,7 @@ class Agent:
         self.external_leases = ExternalLeases(parts.book, parts.wiring)
         self._nics: dict[str, list[Nic]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._kept_slots: Counter[int] = Counter()
         self._unreadable: set[str] = set()
         """VMs whose records cannot be read; any brick may be under their layers."""
 
@@ -112,11 +113,21 @@ class Agent:
 
     def add(self, vm: Vm) -> None:
         """Enter a VM and start its task; it gets a slot if it has none that is its own."""
-        taken = {other.agent.slot for other in self.vms.values()}
+        taken = {other.agent.slot for other in self.vms.values()} | self._kept_slots.keys()
         if vm.agent.slot in taken or not 0 <= vm.agent.slot < COUNT:
             vm.agent.slot = free_slot(vm.ip, taken)
         self.vms[vm.ip] = vm
         self._tasks[vm.ip] = vm.begin()
+
+    @contextmanager
+    def keeping_slot(self, slot: int) -> Iterator[None]:
+        """No new VM gets this slot as long as the context is open, whatever becomes of its VM."""
+        self._kept_slots[slot] += 1
+        try:
+            yield
+        finally:
+            self._kept_slots[slot] -= 1
+            self._kept_slots += Counter()  # without those at 0
 
     async def remove(self, vm: Vm) -> None:
         """Take a VM out whose create failed: its task ends, nothing else is touched."""

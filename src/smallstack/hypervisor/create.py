@@ -299,6 +299,7 @@ class Creation:
             size=sent,
             index=indices[0] if indices else None,
             asker=self._caller.username if self._caller is not None else "",
+            keep_user=partial(self._agent.keeping_slot, vm.agent.slot),
         )
 
         async def progress(message: str) -> None:

@@ -16,7 +16,14 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -75,6 +82,8 @@ class ImageWanted:
     """Of the volume directory that it must be in."""
     asker: str = ""
     """Who asks for it, by name: what is shared out by user."""
+    keep_user: Callable[[], AbstractContextManager[None]] = nullcontext
+    """No VM becomes ``user`` as long as this is open: the one it is for may be gone by then."""
 
     @property
     def name(self) -> str:
@@ -190,6 +199,7 @@ class Imports:
         shared = self._shared.get(name)
         if shared is None:
             shared = self._shared[name] = _Shared()
+            shared.held.enter_context(wanted.keep_user())
             shared.task = asyncio.create_task(self._fetch(wanted, shared, make_room))
         shared.waiting += 1
         task = shared.task

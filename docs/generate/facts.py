@@ -116,15 +116,30 @@ def _classes(module: str) -> dict[str, ast.ClassDef]:
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
+CALLED: Final = {
+    "Hypervisor.ConnectToVmSerialPort": "connect_serial",
+    "ImageServer.GetFilteredImageUpdates": "follow_images",
+    "ImageServer.GetImageUpdates": "follow_images",
+    "ImageServer.GetObjectStatisticsForImages": "get_object_statistics",
+    "ImageServer.RestoreImageFromArchive": "restore_image",
+}
+"""Methods of clients whose name is not that of the method in Python's way of writing."""
+
+
 def client_method(method: Method) -> str:
     """The name that a client of `smallstack.client` calls a method by."""
+    if method.name in CALLED:
+        return CALLED[method.name]
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", method.short_name).lower()
 
 
 def summary(method: Method) -> str:
-    """What a method does: the first sentences of the client's docstring, up to an empty line."""
+    """What a method does: the first sentences of the client's docstring, up to an empty line.
+
+    Where no client has it, its request's.
+    """
     client = CLIENTS.get(method.service)
-    found = getattr(client, client_method(method), None)
+    found = getattr(client, client_method(method), method.request)
     return plain((inspect.getdoc(found) or "").partition("\n\n")[0])
 
 

@@ -87,6 +87,15 @@ class HostCalls(ServiceClient):
                 count += 1
                 yield reply.interface, reply.packet
 
+    async def netboot_machine(self, request: proto.network.NetbootMachineRequest) -> None:
+        """Serve a machine that is no VM its address and its boot files, once."""
+        await self.checked("NetbootMachine", request, proto.network.NetbootMachineResponse)
+
+    async def power_off(self, stop_vms: bool = False) -> None:
+        """Power the machine off; its VMs must have stopped, or are stopped."""
+        request = proto.host.PowerOffRequest(stop_vms=stop_vms)
+        await self.checked("PowerOff", request, proto.host.PowerOffResponse)
+
     async def get_vm_create_request(self, ip_address: str) -> proto.create.CreateVmRequest:
         """What a VM's creator asked for."""
         request = proto.info.GetVmCreateRequestRequest(ip_address=ip_address)

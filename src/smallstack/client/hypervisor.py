@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
-from smallstack.client.errors import ServiceError, SourceError
+from smallstack.client.errors import ServiceError
+from smallstack.client.following import follow, image_source
 from smallstack.client.host_calls import HostCalls
+from smallstack.client.moves import Moves
+from smallstack.client.roots import Roots
 from smallstack.client.service import Sent, Source, receive
 from smallstack.client.vm_changes import VmChanges
 from smallstack.client.volume_changes import VolumeChanges
@@ -20,7 +22,7 @@ from smallstack.srpc.errors import ConnectionClosedError
 SECOND = 1_000_000_000
 
 
-class HypervisorClient(VmChanges, VolumeChanges, HostCalls):
+class HypervisorClient(VmChanges, VolumeChanges, HostCalls, Roots, Moves):
     """Every method raises ServiceError for what the Hypervisor refuses, CallError for rights."""
 
     service = "Hypervisor"
@@ -42,36 +44,42 @@ class HypervisorClient(VmChanges, VolumeChanges, HostCalls):
         sources = [Source(user_data)]
         request.user_data_size = sources[0].size
         if image_data is not None:
-            sources.insert(0, Source(image_data))
-            if not sources[0].size:
-                raise SourceError(name=image_data, detail="it is empty, or no regular file")
+            sources.insert(0, image_source(image_data))
             request.image_data_size = sources[0].size
-        failure = ""
-        async with self.client.raw("Hypervisor.CreateVm") as conn:
-            conn.encode(request)
-            sending = asyncio.ensure_future(_send(conn, sources, sent))
-            try:
-                while True:
-                    try:
-                        reply = await conn.decode(proto.create.CreateVmResponse)
-                    except ConnectionClosedError:
-                        if sending.done():
-                            sending.result()  # what broke the sending says more
-                        raise
-                    failure = reply.error
-                    if not failure:
-                        yield reply
-                    if failure or reply.final:
-                        break
-                if not sending.done():  # refused in the middle of the data
-                    conn.abort()
-            finally:
-                # Also when the iterator is left: what became of the sending is of no use then.
-                sending.cancel()
-                await asyncio.wait((sending,))
-                sending.cancelled() or sending.exception()
-        if failure:
-            raise ServiceError(text=failure)
+        replies = follow(
+            self.client,
+            "Hypervisor.CreateVm",
+            request,
+            proto.create.CreateVmResponse,
+            sources,
+            sent if image_data is not None else None,
+        )
+        async with aclosing(replies):
+            async for reply in replies:
+                yield reply
+
+    async def new_vm(
+        self,
+        request: proto.create.CreateVmRequest,
+        image_data: bytes | Path | None = None,
+        user_data: bytes | Path = b"",
+        *,
+        progress: Callable[[str], None] | None = None,
+        sent: Sent | None = None,
+    ) -> proto.create.CreateVmResponse:
+        """Create a VM and keep it: `create_vm` and `acknowledge_vm`; the last message.
+
+        ``progress`` hears each message that says what is being done. The reply has the VM's
+        address, and whether it did not ask for it in time: that is no error.
+        """
+        replies = self.create_vm(request, image_data, user_data, sent)
+        async with aclosing(replies):
+            async for reply in replies:
+                if reply.progress_message and progress is not None:
+                    progress(reply.progress_message)
+                last = reply
+        await self.acknowledge_vm(last.ip_address)
+        return last
 
     async def acknowledge_vm(self, ip_address: str) -> None:
         """Keep a VM that was just created."""
@@ -235,10 +243,3 @@ class HypervisorClient(VmChanges, VolumeChanges, HostCalls):
             await source.send(conn)
             reply = await self.client.reply(conn, method, proto.user_data.ReplaceVmUserDataResponse)
         self.check(reply)
-
-
-async def _send(conn: Connection, sources: Sequence[Source], sent: Sent | None) -> None:
-    """Send the user data, or an image before them, which ``sent`` hears of."""
-    await conn.flush()
-    for source in sources:
-        await source.send(conn, sent if source is not sources[-1] else None)

@@ -1,16 +1,16 @@
 """The client of the ImageServer service: images by name, in directories."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 from smallstack.client.errors import ServiceError
 from smallstack.client.service import ServiceClient
 from smallstack.proto import imageserver as proto
+from smallstack.proto.filesystem import ComputedFile
 from smallstack.proto.image import Directory, Image
 from smallstack.proto.kinds import Time
-from smallstack.srpc.coder import IMAGE
+from smallstack.srpc.connection import Connection
 
-T = TypeVar("T")
 NEVER: Final = Time()
 
 
@@ -22,7 +22,12 @@ class ImageServerClient(ServiceClient):
     async def add_image(self, name: str, image: Image) -> None:
         """Add an image; all its objects must be on the server already."""
         request = proto.AddImageRequest(image_name=name, image=image)
-        await self._large("AddImage", request, proto.AddImageResponse)
+        await self.large("AddImage", request, proto.AddImageResponse)
+
+    async def add_image_trusted(self, name: str, image: Image) -> None:
+        """As `add_image`, with what the image says of who made it and when."""
+        request = proto.AddImageRequest(image_name=name, image=image)
+        await self.large("AddImageTrusted", request, proto.AddImageResponse)
 
     async def check_image(self, name: str) -> bool:
         """Whether there is an image of this name."""
@@ -39,19 +44,7 @@ class ImageServerClient(ServiceClient):
         request = proto.GetImageRequest(
             image_name=name, timeout=timeout, ignore_filesystem=ignore_filesystem
         )
-        return (await self._large("GetImage", request, proto.GetImageResponse)).image
-
-    async def _large(self, name: str, request: object, response: type[T]) -> T:
-        """A call whose messages may hold whole trees."""
-        method = f"ImageServer.{name}"
-        async with self.client.raw(method) as conn:
-            usual, conn.limits = conn.limits, IMAGE
-            try:
-                await conn.encode_in_thread(request)
-                await conn.flush()
-                return await self.client.reply(conn, method, response)
-            finally:
-                conn.limits = usual
+        return (await self.large("GetImage", request, proto.GetImageResponse)).image
 
     async def find_latest_image(
         self,
@@ -81,11 +74,27 @@ class ImageServerClient(ServiceClient):
 
     async def list_images(self) -> list[str]:
         """The names of all images."""
-        names = []
         async with self.client.raw("ImageServer.ListImages") as conn:
-            while name := await conn.read_line():
-                names.append(name.decode(errors="replace"))
-        return names
+            return await _names(conn)
+
+    async def list_selected_images(
+        self,
+        directory: str = "",
+        *,
+        ignore_expiring: bool = False,
+        tags: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[str]:
+        """The names of the images in a directory that have one of the values of every tag."""
+        async with self.client.raw("ImageServer.ListSelectedImages") as conn:
+            conn.encode(
+                proto.ListSelectedImagesRequest(
+                    directory_name=directory,
+                    ignore_expiring_images=ignore_expiring,
+                    tags_to_match={key: list(values) for key, values in (tags or {}).items()},
+                )
+            )
+            await conn.flush()
+            return await _names(conn)
 
     async def follow_images(
         self, *, ignore_expiring: bool = False
@@ -104,14 +113,14 @@ class ImageServerClient(ServiceClient):
     async def get_image_archive(self, name: str) -> bytes:
         """An image without its objects, as bytes that this server takes back."""
         request = proto.GetImageArchiveRequest(image_name=name)
-        reply = await self._large("GetImageArchive", request, proto.GetImageArchiveResponse)
+        reply = await self.large("GetImageArchive", request, proto.GetImageArchiveResponse)
         return self.check(reply).archive_data
 
     async def restore_image(self, archive: bytes, expires_at: Time = NEVER) -> None:
         """Add the image of an archive; one that expired lives until ``expires_at``."""
         request = proto.RestoreImageFromArchiveRequest(archive_data=archive, expires_at=expires_at)
         response = proto.RestoreImageFromArchiveResponse
-        self.check(await self._large("RestoreImageFromArchive", request, response))
+        self.check(await self.large("RestoreImageFromArchive", request, response))
 
     async def import_tree(
         self, directory: str, url: str, expires_at: Time = NEVER
@@ -134,6 +143,38 @@ class ImageServerClient(ServiceClient):
         """Make a directory; ``make_all`` makes those above it too."""
         request = proto.MakeDirectoryRequest(directory_name=name, make_all=make_all)
         await self.call("MakeDirectory", request, proto.MakeDirectoryResponse)
+
+    async def chown_directory(self, name: str, owner_group: str) -> None:
+        """Have the members of a group own a directory and what is in it."""
+        request = proto.ChangeOwnerRequest(directory_name=name, owner_group=owner_group)
+        await self.call("ChownDirectory", request, proto.ChangeOwnerResponse)
+
+    async def delete_directory(self, name: str) -> None:
+        """Delete an empty directory."""
+        request = proto.DeleteDirectoryRequest(directory_name=name)
+        await self.checked("DeleteDirectory", request, proto.DeleteDirectoryResponse)
+
+    async def get_image_computed_files(self, name: str) -> list[ComputedFile] | None:
+        """The files of an image that each machine gets elsewhere; None when there is no image."""
+        request = proto.GetImageComputedFilesRequest(image_name=name)
+        method = "GetImageComputedFiles"
+        reply = await self.call(method, request, proto.GetImageComputedFilesResponse)
+        return reply.computed_files if reply.image_exists else None
+
+    async def get_image_inodes(
+        self, name: str, filenames: Sequence[str]
+    ) -> proto.GetImageInodesResponse:
+        """The inodes of some files of an image; files that it has not are left out."""
+        request = proto.GetImageInodesRequest(image_name=name, filenames=list(filenames))
+        return await self.checked("GetImageInodes", request, proto.GetImageInodesResponse)
+
+    async def get_replication_master(self) -> str:
+        """The server whose images this one has too, ``host:port``; "" for none."""
+        request = proto.GetReplicationMasterRequest()
+        method = "GetReplicationMaster"
+        return (
+            await self.checked(method, request, proto.GetReplicationMasterResponse)
+        ).replication_master
 
     async def delete_image(self, name: str) -> None:
         """Delete an image; its name can never be used again."""
@@ -189,3 +230,11 @@ class ImageServerClient(ServiceClient):
         method = "GetImageUsageEstimate"
         reply = await self.call(method, request, proto.GetImageUsageEstimateResponse)
         return reply.usage_estimate if reply.image_exists else None
+
+
+async def _names(conn: Connection) -> list[str]:
+    """Lines up to an empty one."""
+    names = []
+    while name := await conn.read_line():
+        names.append(name.decode(errors="replace"))
+    return names

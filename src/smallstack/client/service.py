@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeVar
 
 from smallstack.client.errors import ServiceError, SourceError
-from smallstack.identity.credentials import ClientCredentials
+from smallstack.identity.credentials import DEFAULT_DIRECTORY, ClientCredentials
 from smallstack.identity.renewal import Renewable
 from smallstack.srpc.client import CONNECT_TIMEOUT, Address, Client, dial
+from smallstack.srpc.coder import IMAGE
 from smallstack.srpc.connection import Connection
 from smallstack.telemetry.errors import describe
 
 T = TypeVar("T")
 CHUNK: Final = 256 * 1024
 """Bytes read from a file and sent at a time."""
+Credentials = Path | ClientCredentials | Renewable[ClientCredentials] | None
+"""Who one is: a directory of certificates, what was loaded of one, or nobody, in plain text."""
 Sent = Callable[[int, int], None]
 """Called with the bytes sent so far, and with all that there are to send."""
 
@@ -40,11 +43,19 @@ class ServiceClient:
     async def connect(
         cls,
         address: Address,
-        credentials: ClientCredentials | Renewable[ClientCredentials] | None,
+        credentials: Credentials = DEFAULT_DIRECTORY,
         timeout: float = CONNECT_TIMEOUT,
         **options: Any,
     ) -> Self:
-        """Dial, see `smallstack.srpc.client.dial`; ``credentials`` None means plain text."""
+        """Connect to ``host:port`` within so many seconds.
+
+        ``credentials`` are those in a directory, ``~/.ssl`` unless told otherwise, or loaded
+        already, `ClientCredentials`; None is plain text, which only an insecure server speaks.
+        ``options`` are those of `smallstack.srpc.client.dial`. Raises ConnectError or one of its
+        kinds, NoCredentialsError, CertificateError, CredentialsExpiredError.
+        """
+        if isinstance(credentials, Path):
+            credentials = await asyncio.to_thread(ClientCredentials.load, credentials)
         return cls(await dial(address, credentials, timeout, **options))
 
     async def close(self) -> None:
@@ -64,6 +75,18 @@ class ServiceClient:
     async def checked(self, method: str, request: Any, response_type: type[R]) -> R:
         """As `call`; an error in the reply is raised as ServiceError."""
         return self.check(await self.call(method, request, response_type))
+
+    async def large(self, method: str, request: Any, response_type: type[T]) -> T:
+        """As `call`, of messages that may hold whole trees."""
+        full = f"{self.service}.{method}"
+        async with self.client.raw(full) as conn:
+            usual, conn.limits = conn.limits, IMAGE
+            try:
+                await conn.encode_in_thread(request)
+                await conn.flush()
+                return await self.client.reply(conn, full, response_type)
+            finally:
+                conn.limits = usual
 
     @staticmethod
     def check(reply: R) -> R:

@@ -79,6 +79,29 @@ class VmChanges(ServiceClient):
             "DiscardVmAccessToken", request, proto.access.DiscardVmAccessTokenResponse
         )
 
+    async def replace_vm_credentials(self, ip_address: str, certificate: bytes, key: bytes) -> None:
+        """Give a VM a certificate and its key, in PEM, at any time; empty ones take them away.
+
+        The VM reads them from its metadata service.
+        """
+        request = proto.access.ReplaceVmCredentialsRequest(
+            ip_address=ip_address, identity_certificate=certificate, identity_key=key
+        )
+        await self.checked(
+            "ReplaceVmCredentials", request, proto.access.ReplaceVmCredentialsResponse
+        )
+
+    async def replace_vm_identity(self, ip_address: str, requestor_certificate: bytes) -> None:
+        """Give a VM a role, at any time; an empty certificate takes it away.
+
+        The certificate, in PEM, is one that the identity provider gave for the Hypervisor's public
+        key; by it the Hypervisor asks the provider for the VM's credentials, again and again.
+        """
+        request = proto.access.ReplaceVmIdentityRequest(
+            ip_address=ip_address, identity_requestor_certificate=requestor_certificate
+        )
+        await self.checked("ReplaceVmIdentity", request, proto.access.ReplaceVmIdentityResponse)
+
     async def hold_vm_lock(self, ip_address: str, timeout: int, *, write: bool = True) -> None:
         """Keep others from changing a VM for so long, a minute at most."""
         request = proto.access.HoldVmLockRequest(

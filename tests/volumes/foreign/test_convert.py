@@ -14,6 +14,7 @@ import pytest
 from smallstack.hypervisor.errors import DiskFullError
 from smallstack.hypervisor.roots import full_disk
 from smallstack.machine.start import process_start_time
+from smallstack.volumes.confined import User
 from smallstack.volumes.errors import ConverterMissingError, DiskImageError
 from smallstack.volumes.foreign import convert as converting
 from smallstack.volumes.foreign.convert import convert, flatten
@@ -143,9 +144,11 @@ def stand_in(tools: Path, script: str) -> None:
     (tools / "qemu-img").chmod(0o755)
 
 
+@pytest.mark.parametrize("user", [USER, None], ids=["root", "unprivileged"])
 async def test_the_converter_is_shut_in(
-    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch, user: User
 ) -> None:
+    """None is what an unprivileged agent says: the user namespace is all that it needs."""
     stand_in(
         tools,
         "{ id -u; id -G; grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status;"
@@ -156,14 +159,60 @@ async def test_the_converter_is_shut_in(
     source = tmp_path / "source"
     source.write_bytes(bytes(4096))
     with SparseFile(tmp_path / "out") as target, pytest.raises(DiskImageError) as caught:
-        await convert(source, DiskFormat.VDI, target, SIZE, USER, "x")
+        await convert(source, DiskFormat.VDI, target, SIZE, user, "x")
     said = caught.value.detail.split()
-    assert said[:2] == ["65534", "65534"]
+    assert said[:2] == (["65534", "65534"] if user else ["0", "0"])
     told = dict(zip(said[2:8:2], said[3:8:2], strict=True))
     assert told == {"CapBnd:": "0" * 16, "CapEff:": "0" * 16, "NoNewPrivs:": "1"}
     # No network; standard streams, and what `ls` opens itself.
     assert said[8:-3] == ["lo", "0", "1", "2", "3"]
     assert said[-3:] == ["0", str(SIZE // 512), str((2 << 30) // 1024)]
+
+
+@pytest.mark.parametrize("user", [USER, None], ids=["root", "unprivileged"])
+async def test_the_converter_sees_nothing_of_the_machine(
+    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch, user: User
+) -> None:
+    """What it is told to read and write, and what a program needs to run."""
+    kinds = ("net", "ipc", "uts", "mnt")
+    stand_in(
+        tools,
+        "{ for kind in " + " ".join(kinds) + "; do readlink /proc/self/ns/$kind; done;"
+        " for place in /*; do [ -L $place ] || echo $place $(ls -A $place | head -n 1); done;"
+        " [ -w /dev/shm ] || echo /dev/shm; } >&2; exit 3",
+    )
+    monkeypatch.setattr(converting, "_reason", lambda said, *_: said.decode())
+    (tmp_path / "source").write_bytes(bytes(4096))
+    with SparseFile(tmp_path / "out") as target, pytest.raises(DiskImageError) as caught:
+        await convert(tmp_path / "source", DiskFormat.VDI, target, SIZE, user, "x")
+    lines = caught.value.detail.splitlines()
+    for kind, line in zip(kinds, lines, strict=False):
+        assert line.startswith(f"{kind}:[") and line != os.readlink(f"/proc/self/ns/{kind}")  # noqa: PTH115
+    found = {line.split()[0]: line.split()[1:] for line in lines[len(kinds) :]}
+    own = f"/{tools.parts[1]}"
+    libraries = {"/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"}
+    directories = {place for place, first in found.items() if Path(place).is_dir()}
+    assert {"/etc", "/root", "/var", "/dev/shm"} <= directories
+    shown = {place for place in directories if found[place]}
+    assert shown - libraries == {"/dev", "/proc", "/usr", own}
+
+
+async def test_a_converter_that_cannot_be_shut_in_is_not_run(tmp_path: Path, tools: Path) -> None:
+    stand_in(tools, f"touch {tools}/run")
+    tools.chmod(0o777)
+    (tools / "unshare").write_text("#!/bin/sh\necho 'unshare: not permitted' >&2; exit 1\n")
+    (tools / "unshare").chmod(0o755)
+    (tmp_path / "source").write_bytes(bytes(4096))
+    refused = pytest.raises(OSError, match="qemu-img cannot be shut in: unshare: not permitted")
+    with SparseFile(tmp_path / "out") as target, refused:
+        await convert(tmp_path / "source", DiskFormat.VDI, target, SIZE, None, "x")
+    (tools / "unshare").unlink()
+    (tools / "mount").write_text("#!/bin/sh\necho 'mount: denied' >&2; exit 32\n")
+    (tools / "mount").chmod(0o755)
+    refused = pytest.raises(OSError, match="qemu-img cannot be shut in: mount: denied")
+    with SparseFile(tmp_path / "again") as target, refused:
+        await convert(tmp_path / "source", DiskFormat.VDI, target, SIZE, USER, "x")
+    assert not (tools / "run").exists()
 
 
 async def test_a_converter_that_is_not_there(

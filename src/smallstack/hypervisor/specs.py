@@ -7,6 +7,8 @@ auto          beside     yes       microvm, booted straight into the kernel; not
 auto, q35     beside     any       q35, booted straight into the kernel
 auto, q35     none                 q35, by the boot loader in the root volume
 ============  =========  ========  ==========================================================
+
+A network interface of several queues makes it a q35.
 """
 
 import os
@@ -114,6 +116,7 @@ def machine_spec(
         and kernel is not None
         and all(disk.interface == "virtio" for disk in disks)
         and len(disks) + len(nics) + _OWN_SLOTS <= MICROVM_SLOTS
+        and not any(nic.tap.more_fds for nic in nics)
         and is_pvh(kernel)
     )
     return MachineSpec(
@@ -134,6 +137,7 @@ def machine_spec(
             NicSpec(
                 mac=nic.address.mac_address,
                 tap_fd=nic.tap.fd,
+                more_tap_fds=nic.tap.more_fds,
                 mtu=nic.tap.mtu,
                 model="e1000" if info.disable_virtio else "virtio",
             )

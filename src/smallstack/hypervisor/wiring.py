@@ -39,6 +39,15 @@ def addresses_of(info: VmInfo) -> list[tuple[Address, str]]:
     return list(zip([info.address, *info.secondary_addresses], ids, strict=False))
 
 
+def queues_of(info: VmInfo) -> list[int]:
+    """How many queues each interface of a VM has; an emulated e1000 has one."""
+    asked = [entry.num_queues for entry in info.network_entries]
+    count = len(addresses_of(info))
+    if info.disable_virtio:
+        asked = []
+    return [max(1, number) for number in (*asked, *[1] * count)][:count]
+
+
 def taps_of(info: VmInfo) -> set[str]:
     """Names of the taps of a VM."""
     return {tap_name(a.ip_address, a.mac_address) for a, _ in addresses_of(info)}
@@ -157,9 +166,11 @@ class Wiring:
     def _ports(self, info: VmInfo) -> list[Port]:
         """Raises SubnetMissingError."""
         ports = []
-        for address, subnet_id in addresses_of(info):
+        for (address, subnet_id), queues in zip(addresses_of(info), queues_of(info), strict=True):
             subnet = self._book.subnets.get(subnet_id)
             if subnet is None:
                 raise SubnetMissingError(subnet=subnet_id)
-            ports.append(Port(address.mac_address, address.ip_address, subnet, info.hostname))
+            ports.append(
+                Port(address.mac_address, address.ip_address, subnet, info.hostname, queues)
+            )
         return ports

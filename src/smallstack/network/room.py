@@ -57,6 +57,7 @@ class Port:
     ip: str
     subnet: Subnet
     hostname: str = ""
+    queues: int = 1
 
     @property
     def tap(self) -> str:
@@ -192,7 +193,7 @@ class Network:
             raise tap_busy(port.tap)  # before anything of the one that has it is touched
 
         def work(sockets: Sockets) -> Tap:
-            tap = open_tap(sockets, port.tap, bridge, port.mac)
+            tap = open_tap(sockets, port.tap, bridge, port.mac, queues=port.queues)
             try:
                 self.guard.allow_now(sockets, guest)
             except BaseException:

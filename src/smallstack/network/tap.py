@@ -35,24 +35,26 @@ TUN_DEVICE = "/dev/net/tun"
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
-_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 
 
 @dataclass
 class Tap:
     """A tap that is up and a port of its bridge. Whoever has it closes it: after QEMU inherited
-    the descriptor, or when it is not needed after all."""
+    the descriptors, or when it is not needed after all. It has one for each of its queues."""
 
     name: str
     fd: int
     bridge: str
     mtu: int
+    more_fds: tuple[int, ...] = ()
 
     def close(self) -> None:
-        """Close our descriptor, once; blocks for 16 ms if it was the last."""
+        """Close our descriptors, once; blocks for 16 ms if they were the last."""
         if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+            fds, self.fd, self.more_fds = (self.fd, *self.more_fds), -1, ()
+            for fd in fds:
+                os.close(fd)
 
     def __del__(self) -> None:
         self.close()
@@ -139,12 +141,20 @@ def tap_busy(name: str) -> TapBusyError:
 
 
 def open_tap(
-    sockets: Sockets, name: str, bridge: Bridge, mac: str | None = None, mtu: int | None = None
+    sockets: Sockets,
+    name: str,
+    bridge: Bridge,
+    mac: str | None = None,
+    mtu: int | None = None,
+    queues: int = 1,
 ) -> Tap:
     """`create_tap`, from within the netlink thread."""
     mtu = mtu or bridge.current_mtu()
-    tap = Tap(name, _attach(name), bridge.name, mtu)
+    several = queues > 1
+    tap = Tap(name, _attach(name, several=several), bridge.name, mtu)
     try:
+        for _ in range(1, queues):
+            tap.more_fds += (_attach(name, several=several),)
         # A tap somebody made persistent must go with its last holder like any other.
         fcntl.ioctl(tap.fd, _TUNSETPERSIST, 0)
         _join(sockets.route, tap, bridge, mac)
@@ -154,8 +164,9 @@ def open_tap(
     return tap
 
 
-def _attach(name: str) -> int:
-    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+def _attach(name: str, *, several: bool) -> int:
+    """A descriptor of the tap: of one of ``several`` queues, or of the only one."""
+    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if several else 0)
     try:
         fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -452,6 +452,13 @@ def test_one_line_errors(site: Site, root: Path, tmp_path: Path) -> None:
     assert "does not exist" in site.fails("get", "none", tmp_path / "out")
     assert "there is something already" in site.fails("get", "taken", root)
     assert "image does not exist" in site.fails("delete", "none")
+    (tmp_path / "digests").write_text("00\n")
+    digests = site.fails("import-objects", "http://h/", tmp_path / "digests", status=2)
+    assert "'00' is no SHA-512 in hex" in digests
+    assert "write http://HOST/" in site.fails("import-objects", "h", "/dev/null")
+    assert "closed the connection" in site.fails("test-bandwidth", "--chunk-size", "1M")
+    assert "directory: none does not exist" in site.fails("rmdir", "none")
+    assert 'no metadata for: "none"' in site.fails("chown", "none", "crew")
     assert "image: none does not exist" in site.fails("get-archive", "none", tmp_path / "out")
     assert "cannot write" in site.fails("get-archive", "taken", tmp_path / "none/out")
     assert "cannot read" in site.fails("restore-archive", tmp_path / "none")

@@ -227,6 +227,22 @@ async def test_where_everything_is(daemon: Daemon) -> None:
     assert watching.startswith("2 tasks:"), "tasks at one place are told once"
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_thousands_of_tasks_are_looked_at_beside_the_loop(
+    daemon: Daemon, keeps_loop_free: Watch
+) -> None:
+    held = asyncio.Event()
+    tasks = [asyncio.create_task(held.wait()) for _ in range(5000)]
+
+    async def look(_number: int) -> None:
+        async with daemon.client() as client:
+            assert "\n5000 tasks:\n" in await client.get_stack_trace()
+
+    await keeps_loop_free(look)
+    held.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_a_server_that_ends_does_not_wait_for_watchers(daemon: Daemon) -> None:
     async with daemon.watching() as lines:
         assert "Logger.Watch" in await lines.next()

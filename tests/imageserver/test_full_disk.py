@@ -9,10 +9,13 @@ import pytest
 from smallstack.control.namespace import private_mounts_command
 
 PROGRAM = """
-import asyncio, os, sys
+import asyncio, hashlib, os, sys
 from pathlib import Path
+from smallstack.client.imageserver import ImageServerClient
+from smallstack.client.objectserver import ObjectServerClient
 from smallstack.control.image_server import ImageServer as Remote
 from smallstack.control.images import NewImage, Progress, add_image
+from smallstack.daemon.hosts import HostPolicy
 from smallstack.daemon.listener import Listener, bind
 from smallstack.imageserver.daemon import ImageServer
 from smallstack.srpc.server import Server
@@ -32,7 +35,8 @@ def leave(free):
 
 
 async def main():
-    inside = ImageServer(root / "images", root / "objects")
+    hosts = HostPolicy(("127.0.0.1",))
+    inside = ImageServer(root / "images", root / "objects", import_hosts=hosts)
     inside.load()
     server = Server(insecure=True)
     inside.register(server)
@@ -59,6 +63,7 @@ async def main():
         for hash_, _ in inside.references.unreferenced():
             inside.store.delete(hash_)
     assert said
+    await imports(inside, remote)
     assert "first" in inside.catalogue
     await add_image(remote, NewImage("last", source), Progress())
     for name in inside.catalogue.names():
@@ -67,6 +72,42 @@ async def main():
     await listener.close(grace=1)
     await inside.close()
     print("said", sorted(said))
+
+
+async def imports(inside, remote):
+    data = os.urandom(3 << 20)
+    digest = hashlib.sha512(data).digest()
+    # One directory with one file, and the directory's own text: some object finds no room.
+    line = f"large/0/420/0/0/{len(data)}/{digest.hex()}\\n".encode()
+    root_digest = hashlib.sha512(line).digest()
+    files = {f"/blob/{digest.hex()}": data, f"/tree/{root_digest.hex()}": line}
+
+    async def answer(reader, writer):
+        path = (await reader.readuntil(b"\\r\\n\\r\\n")).split()[1].decode()
+        head = f"HTTP/1.0 200 OK\\r\\nContent-Length: {len(files[path])}\\r\\n\\r\\n"
+        writer.write(head.encode() + files[path])
+        await writer.drain()
+        writer.close()
+
+    web = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{web.sockets[0].getsockname()[1]}"
+    refused = 0
+    async with remote.connect() as client:
+        for free in (8192, 1 << 20, 2 << 20):
+            leave(free)
+            reply = await ObjectServerClient(client).import_objects(f"{url}/blob", [digest])
+            assert "o space left on" in reply.error, reply
+            try:
+                await ImageServerClient(client).import_tree(".", f"{url}/tree/{root_digest.hex()}")
+            except SmallStackError as error:
+                assert "o space left on" in str(error), error
+                refused += 1
+            assert not list((root / "objects/.incoming").iterdir())
+            filler.unlink()
+        assert refused == 3
+        await ImageServerClient(client).import_tree(".", f"{url}/tree/{root_digest.hex()}")
+    web.close()
+    assert root_digest.hex() in inside.catalogue
 
 
 asyncio.run(main())

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -366,6 +367,13 @@ def images(tools: Tools, tmp_path: Path) -> None:
         assert following.stdout.readline() == f"ADD: {name}\n"
     following.kill()
     following.communicate()
+    speed = tools.run("imagetool", "test-bandwidth", "--duration", "10ms", "--to-server")
+    assert re.fullmatch(r"\S+ MB to the server in \S+ s: \S+ MB/s\n", speed)
+    tools.run("imagetool", "mkdir", "other")
+    tools.run("imagetool", "chown", "other", "crew")
+    assert re.search(r"^other\s+crew$", tools.run("imagetool", "listdirs"), re.MULTILINE)
+    tools.run("imagetool", "rmdir", "other")
+    assert "other" not in tools.run("imagetool", "listdirs")
     for left in ("crew/site/one", name):
         tools.run("imagetool", "delete", left)
     assert tools.run("imagetool", "list") == f"{IMAGE}\n"
@@ -402,6 +410,10 @@ def imported(tools: Tools, tmp_path: Path, port: int) -> str:
     name = tools.run("imagetool", "import-fs-tree", "crew/site", url).strip()
     assert name == f"crew/site/{digest}"
     assert "/motd" in tools.run("imagetool", "show", "--files", name)
+    (tmp_path / "digests").write_text(f"{hashlib.sha512(motd).hexdigest()}\n")
+    url = f"http://127.0.0.1:{port}/fs/blob"
+    told = tools.run("imagetool", "import-objects", url, tmp_path / "digests")
+    assert told == "1 objects, 0 of them new (0 bytes)\n"
     return name
 
 

@@ -10,6 +10,8 @@ COMMANDS = {
     "get": ("smallstack.cli.image.get", "command", "lay an image out as a directory"),
     "show": ("smallstack.cli.image.show", "command", "what is known of an image"),
     "mkdir": ("smallstack.cli.image.mkdir", "command", "make a directory for images"),
+    "chown": ("smallstack.cli.image.directories", "chown_command", "give a directory to a group"),
+    "rmdir": ("smallstack.cli.image.directories", "remove_command", "remove an empty directory"),
     "listdirs": ("smallstack.cli.image.listdirs", "command", "the directories of images"),
     "diff": ("smallstack.cli.image.diff", "command", "what differs between two images"),
     "patch-directory": (
@@ -47,6 +49,16 @@ COMMANDS = {
         "smallstack.cli.image.import_tree",
         "command",
         "an image of a tree on a web server",
+    ),
+    "import-objects": (
+        "smallstack.cli.image.objects",
+        "import_command",
+        "objects from a web server",
+    ),
+    "test-bandwidth": (
+        "smallstack.cli.image.objects",
+        "bandwidth_command",
+        "how fast bytes go there or come",
     ),
     "get-archive": (
         "smallstack.cli.image.archive",

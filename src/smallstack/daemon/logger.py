@@ -98,7 +98,8 @@ class LoggerService:
     ) -> proto.GetStackTraceResponse:
         """Where everything is that runs or waits."""
         _log.info("Logger.GetStackTrace() by %s", call.peer)
-        return proto.GetStackTraceResponse(data=(await stacks.everything()).encode())
+        text = await asyncio.to_thread(stacks.everything, asyncio.get_running_loop())
+        return proto.GetStackTraceResponse(data=text.encode())
 
     async def watch(self, call: Call) -> None:
         """The log as it goes on, until the caller goes away."""

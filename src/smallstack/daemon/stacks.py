@@ -6,31 +6,28 @@ Tasks at the same place are told once, with their number: a daemon has one for e
 import asyncio
 import sys
 import threading
+from collections import Counter
 from types import FrameType
 from typing import Any, Final
 
 MAX_TEXT: Final = 1 << 20
 MAX_DEPTH: Final = 64
-_TURN: Final = 64
-"""Tasks looked at before others have their turn."""
 
 _Place = tuple[str, ...]
 
 
-async def everything() -> str:
-    """Threads first, then tasks, those of the most frequented place first; up to 1 MiB."""
+def everything(loop: asyncio.AbstractEventLoop) -> str:
+    """Threads first, then tasks, those of the most frequented place first; up to 1 MiB.
+
+    For another thread than the loop's, which goes on meanwhile: thousands of tasks take a while.
+    """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = [
         f"thread {names.get(ident, ident)}:\n" + "".join(_thread(frame))
         for ident, frame in sys._current_frames().items()
     ]
-    places: dict[_Place, int] = {}
-    for count, task in enumerate(asyncio.all_tasks()):
-        place = _task(task.get_coro())
-        places[place] = places.get(place, 0) + 1
-        if count % _TURN == 0:
-            await asyncio.sleep(0)
-    for place, number in sorted(places.items(), key=lambda item: -item[1]):
+    places = Counter(_task(task.get_coro()) for task in asyncio.all_tasks(loop))
+    for place, number in places.most_common():
         parts.append(f"{number} task{'s' if number > 1 else ''}:\n" + "".join(place))
     return "\n".join(parts)[:MAX_TEXT]
 

@@ -18,9 +18,12 @@ XZ_MEMORY: Final = 192 << 20
 ZSTD_WINDOW: Final = 128 << 20
 MAGIC_LENGTH: Final = 6
 """Bytes from which the form is told."""
+_SLICE: Final = 1 << 14
+"""Bytes that a decoder is given at once: what it leaves of them, at every turn and at the end of
+every stream, is copied."""
 _ZSTD_SLICE: Final = 1024
-"""Bytes that are given to the zstd decoder at once, which bounds what comes out in no other way: a
-block takes 4 bytes at least and holds 128 KiB at most (RFC 8878, 3.1.1.2)."""
+"""Of zstd, where nothing else bounds what comes out: a block takes 4 bytes at least and holds
+128 KiB at most (RFC 8878, 3.1.1.2)."""
 _MAGICS: Final = (
     (b"\x1f\x8b", "gzip"),
     (b"\xfd7zXZ\x00", "xz"),
@@ -55,6 +58,11 @@ class Decompressor:
 
         Raises CompressedDataError.
         """
+        size = _ZSTD_SLICE if self._form == "zstd" else _SLICE
+        for start in range(0, len(data), size):
+            yield from self._feed(data[start : start + size])
+
+    def _feed(self, data: bytes) -> Iterator[bytes]:
         while data or not self._decoder.needs_input:
             if self._decoder.eof:
                 # Padding of zeros may stand between streams, and behind the last.
@@ -138,7 +146,6 @@ class _Zstd:
 
         self._error = zstandard.ZstdError
         self._inner = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
-        self._held = b""
 
     @property
     def eof(self) -> bool:
@@ -146,18 +153,16 @@ class _Zstd:
 
     @property
     def needs_input(self) -> bool:
-        return not self._held and not self._inner.eof
+        return not self._inner.eof
 
     @property
     def unused_data(self) -> bytes:
-        return self._inner.unused_data + self._held
+        return self._inner.unused_data
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         del max_length  # see _ZSTD_SLICE
-        held = self._held + data
-        part, self._held = held[:_ZSTD_SLICE], held[_ZSTD_SLICE:]
         try:
-            return self._inner.decompress(part)
+            return self._inner.decompress(data)
         except self._error as error:
             raise OSError(str(error)) from None
 

@@ -112,7 +112,7 @@ def shown(image: Path, format_: str, raw: bytes) -> bytes:
     (tables of reference counts): then nothing of the disk may have changed.
     """
     read = image.with_name("read")
-    command = ["qemu-img", "convert", "-f", format_, "-O", "raw", image, read]
+    command: list[str | Path] = ["qemu-img", "convert", "-f", format_, "-O", "raw", image, read]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         return raw
     size = json.loads(run("qemu-img", "info", "-U", "--output=json", "-f", format_, image))

@@ -18,6 +18,7 @@ from smallstack.objects.errors import (
     ObjectSizeError,
     StoreBusyError,
 )
+from smallstack.objects.source import FIRST_REQUEST
 from tests.objects.disk import files_of, objects_on_disk
 from tests.objects.sources import MemorySource, digest
 
@@ -131,6 +132,31 @@ async def test_a_cut_transfer_is_taken_up_again(tmp_path: Path) -> None:
     cache = ObjectCache(tmp_path, QUOTA)
     assert (await cache.ensure(source.objects(), source)).fetched == 10
     assert [len(asked) for asked in source.asked] == [10, 7, 4, 1]
+    cache.close()
+
+
+async def test_what_is_asked_for_in_several_requests(tmp_path: Path) -> None:
+    large = [bytes([n]) * ((1 << 20) + n) for n in range(1, 4)]
+    source = MemorySource(*contents(FIRST_REQUEST + 7, 80), *large)
+    cache = ObjectCache(tmp_path, QUOTA)
+    assert (await cache.ensure(source.objects(), source)).fetched == FIRST_REQUEST + 10
+    assert [len(asked) for asked in source.asked] == [FIRST_REQUEST, 10]
+    assert source.asked[0][:3] == [digest(data) for data in large], "large ones first"
+    for hash_, data in source.contents.items():
+        assert b"".join(cache.place(hash_).read()) == data
+    cache.close()
+
+
+@pytest.mark.parametrize("cut", [0, 40_000, 80 * FIRST_REQUEST, 80 * FIRST_REQUEST + 300])
+async def test_a_cut_between_several_requests(tmp_path: Path, cut: int) -> None:
+    source = MemorySource(*contents(FIRST_REQUEST + 20, 80))
+    source.cut_after = cut
+    cache = ObjectCache(tmp_path, QUOTA)
+    if not cut:
+        with pytest.raises(FetchError, match="closed the connection"):
+            await cache.ensure(source.objects(), source)
+    assert (await cache.ensure(source.objects(), source)).found == 0
+    assert objects_on_disk(cache) == set(source.contents)
     cache.close()
 
 
@@ -409,7 +435,7 @@ async def test_a_sweep_brings_a_cache_under_its_quota(tmp_path: Path) -> None:
 
 
 async def test_cancelling_at_every_await_leaves_a_cache_that_works(tmp_path: Path) -> None:
-    source = MemorySource(*contents(6), b"q" * (BATCH + 5))
+    source = MemorySource(*contents(6), b"q" * ((1 << 20) + 5))
     source.piece = 1500
     steps = 0
     while True:

@@ -14,6 +14,8 @@ DRIBBLE: Final = 1 << 16
 """Bytes that a peer has to send in that time at least."""
 ANSWER_SECONDS: Final = 600.0
 """How long a peer may take to say that it will send; it may have many others to serve first."""
+FIRST_REQUEST: Final = 512
+"""Objects asked for in the first request of a fetch."""
 REQUEST: Final = 16_384
 """Objects asked for at a time: some 2 MB of digests, whose lists are made in well under 5 ms."""
 
@@ -70,8 +72,9 @@ class Reader:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``clock`` tells seconds; only what is spent waiting for the peer counts."""
+        self.server = server
+        """What errors call it."""
         self._stream = stream
-        self._server = server
         self._stall_seconds = stall_seconds
         self._clock = clock
         self._waited = 0.0
@@ -99,4 +102,4 @@ class Reader:
         return data
 
     def _error(self, detail: str) -> FetchError:
-        return FetchError(server=self._server, detail=detail)
+        return FetchError(server=self.server, detail=detail)

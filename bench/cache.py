@@ -40,8 +40,9 @@ from smallstack.control.namespace import private_mounts_command
 from smallstack.identity import pki
 from smallstack.identity.credentials import ClientCredentials
 from smallstack.images.build import StoreSink, from_directory
-from smallstack.objects.cache import BATCH, INDEX, ObjectCache
+from smallstack.objects.cache import INDEX, ObjectCache
 from smallstack.objects.check import check_objects
+from smallstack.objects.fetch import BATCH
 from smallstack.objects.index import Index
 from smallstack.objects.intake import Intake
 from smallstack.objects.packs import Packs

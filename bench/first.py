@@ -126,7 +126,7 @@ async def _measure(
             for way in WAYS:
                 if whose == "theirs" and way == "present":
                     continue
-                # Cold, one has an archive, a disk and the files in it, the other objects and a disk.
+                # Cold: an archive, a disk and the files in it, or else objects and a disk.
                 touched = firsts.data_bytes * (3 if way == "cold" else 1)
                 await asyncio.to_thread(_settle, place, touched)
                 if whose == "ours":

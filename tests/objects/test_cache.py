@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from smallstack.objects.cache import BATCH, ObjectCache
+from smallstack.objects.cache import ObjectCache
 from smallstack.objects.errors import (
     CacheFullError,
     FetchError,
@@ -18,6 +18,7 @@ from smallstack.objects.errors import (
     ObjectSizeError,
     StoreBusyError,
 )
+from smallstack.objects.fetch import BATCH
 from smallstack.objects.source import FIRST_REQUEST
 from tests.objects.disk import files_of, objects_on_disk
 from tests.objects.sources import MemorySource, digest

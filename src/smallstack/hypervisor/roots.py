@@ -30,8 +30,9 @@ from smallstack.hypervisor.store import Layer
 from smallstack.images.container import INIT
 from smallstack.machine.errors import KernelError
 from smallstack.machine.kernel import BootFiles, find_kernel
-from smallstack.objects.cache import ObjectCache, Place
+from smallstack.objects.cache import ObjectCache
 from smallstack.objects.errors import ObjectNotStoredError, StoreSpaceError
+from smallstack.objects.place import Place
 from smallstack.proto.enums import FirmwareType
 from smallstack.proto.filesystem import FileSystem
 from smallstack.telemetry.errors import SmallStackError, describe

@@ -15,15 +15,12 @@ written in threads, and what is between the two, on its way in or out, is claime
 """
 
 import asyncio
-import errno
 import itertools
 import logging
-import os
 import time
 from collections.abc import (
     AsyncIterator,
     Awaitable,
-    Callable,
     Collection,
     Iterable,
     Iterator,
@@ -31,7 +28,7 @@ from collections.abc import (
     Sequence,
     Set,
 )
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -44,18 +41,14 @@ from smallstack.objects.errors import (
     ObjectSizeError,
     StoreError,
 )
+from smallstack.objects.fetch import Entry, Fetch, Times
 from smallstack.objects.index import Index, Known
-from smallstack.objects.intake import Intake
 from smallstack.objects.packs import Packs, Spot
+from smallstack.objects.place import Place
 from smallstack.objects.source import (
     ANSWER_SECONDS,
-    FIRST_REQUEST,
-    REQUEST,
     STALL_SECONDS,
     ObjectSource,
-    ObjectStream,
-    Reader,
-    check_sizes,
 )
 from smallstack.objects.store import IN_MEMORY, ObjectStore, Stored
 from smallstack.objects.table import Table
@@ -64,37 +57,11 @@ from smallstack.telemetry.errors import SmallStackError, describe
 
 _log = logging.getLogger("smallstack.objects")
 INDEX: Final = ".index"
-BATCH: Final = 4 << 20
-"""Bytes handed to a thread at a time; a fetch holds three times this and one small object."""
-AHEAD: Final = 64 << 20
-"""Bytes that are still to come of one request when the next one is made."""
 SLICE: Final = 256
 """Objects worked on in the tables before others get their turn: half a millisecond."""
 NEVER: Final = -(1 << 62)
 """When an object was used that nobody is known to have used; those of earlier runs come after."""
 T = TypeVar("T")
-
-
-class Place(NamedTuple):
-    """Where the bytes of an object are: in which file, where they begin, how many there are."""
-
-    path: Path
-    offset: int
-    size: int
-    packed: bool
-    """Whether others are in the same file."""
-
-    def read(self) -> Iterator[bytes]:
-        """The bytes, a megabyte at a time; raises OSError, also where the file is too short."""
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            left = self.size
-            while left:
-                data = file.read(min(left, BATCH))
-                if not data:
-                    raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-                left -= len(data)
-                yield data
 
 
 class Ensured(NamedTuple):
@@ -374,7 +341,11 @@ class ObjectCache:
             await self._reserve(room, wrong)
             # Large ones first: they are checked while the small ones come.
             await asyncio.to_thread(order.sort, key=lambda one: one[1] <= self.pack_up_to)
-            await self._fetch(order, source, _Arrivals(self, room, got))
+            arrivals = _Arrivals(self, room, got)
+            packs = self._packs if self._packs.usable else None
+            entry = Entry(self._store, self._index, packs, self.pack_up_to)
+            times = Times(self.stall_seconds, self.answer_seconds)
+            await Fetch(entry, source, times, arrivals.publish).run(order)
         finally:
             room.close()
 
@@ -406,91 +377,6 @@ class ObjectCache:
                 self._store.delete(hash_)
         self._index.add(verified)
         return verified
-
-    async def _fetch(
-        self, order: Sequence[tuple[bytes, int]], source: ObjectSource, arrivals: "_Arrivals"
-    ) -> None:
-        """Fetch in several requests; each is made shortly before all of the last one has come."""
-        calls = [_Call(self, source, part) for part in _requests(order)]
-        try:
-            for call, following in zip(calls, [*calls[1:], None], strict=True):
-                call.ask()
-                stream = await call.answered()
-                total = await asyncio.to_thread(check_sizes, stream, call.order, source.name)
-                ask_next = following.ask if following is not None else lambda: None
-                reader = Reader(stream, source.name, self.stall_seconds)
-                await self._take_in(call.order, reader, total, arrivals, ask_next)
-                await call.close()
-        except OSError as error:
-            raise FetchError(server=source.name, detail=describe(error)) from error
-        finally:
-            for call in calls:
-                await call.close()
-
-    async def _take_in(
-        self,
-        order: Sequence[tuple[bytes, int]],
-        reader: Reader,
-        total: int,
-        arrivals: "_Arrivals",
-        near_end: Callable[[], None],
-    ) -> None:
-        packs = self._packs if self._packs.usable else None
-        intake = Intake(self._store, self._index, order, reader.server, packs, self.pack_up_to)
-        try:
-            await self._pump(reader, total, intake, arrivals, near_end)
-        finally:
-            await outlast(arrivals.publish(asyncio.to_thread(intake.finish)))
-        if intake.error is not None:
-            raise intake.error
-
-    async def answer(
-        self, source: ObjectSource, order: Sequence[tuple[bytes, int]], stack: AsyncExitStack
-    ) -> ObjectStream:
-        """Ask, and wait for the answer, though not for ever."""
-        call = source.open_objects([hash_ for hash_, _ in order])
-        try:
-            async with asyncio.timeout(self.answer_seconds):
-                return await stack.enter_async_context(call)
-        except TimeoutError:
-            detail = f"it did not answer for {self.answer_seconds:g} s"
-            raise FetchError(server=source.name, detail=detail) from None
-
-    async def _pump(
-        self,
-        reader: Reader,
-        left: int,
-        intake: Intake,
-        arrivals: "_Arrivals",
-        near_end: Callable[[], None],
-    ) -> None:
-        """Read the next bytes while a thread stores the last ones; ``near_end`` is called
-        from when little is left.
-        """
-        loop = asyncio.get_running_loop()
-        storing: asyncio.Future[list[Stored]] | None = None
-        try:
-            while left:
-                parts = [await reader.read(BATCH, left)]
-                size = len(parts[0])
-                while storing is not None and not storing.done() and size < min(left, BATCH):
-                    parts.append(await reader.read(BATCH, left - size))
-                    size += len(parts[-1])
-                left -= size
-                if left <= AHEAD:
-                    near_end()
-                if storing is not None:
-                    stored, storing = storing, None
-                    await outlast(arrivals.publish(stored))
-                if intake.error is not None:
-                    break
-                data = parts[0] if len(parts) == 1 else b"".join(parts)
-                storing = loop.run_in_executor(None, intake.feed, data)
-        finally:
-            if storing is not None:
-                await outlast(arrivals.publish(storing))
-        if intake.error is not None:
-            raise intake.error
 
     # Room.
 
@@ -648,45 +534,6 @@ class _Got:
 
     objects: int = 0
     size: int = 0
-
-
-class _Call:
-    """One request for objects, which may be made before its answer can be read."""
-
-    def __init__(
-        self, cache: ObjectCache, source: ObjectSource, order: Sequence[tuple[bytes, int]]
-    ) -> None:
-        self.order = order
-        self._cache = cache
-        self._source = source
-        self._stack = AsyncExitStack()
-        self._answer: asyncio.Task[ObjectStream] | None = None
-
-    def ask(self) -> None:
-        """Make the request, unless it was made."""
-        if self._answer is None:
-            work = self._cache.answer(self._source, self.order, self._stack)
-            self._answer = asyncio.create_task(work)
-
-    async def answered(self) -> ObjectStream:
-        """The answer; raises what `ObjectSource.open_objects` raises, and FetchError."""
-        assert self._answer is not None
-        return await self._answer
-
-    async def close(self) -> None:
-        """Hang up; what the answer would have raised does not matter any more."""
-        if self._answer is not None:
-            self._answer.cancel()
-            await outlast(asyncio.wait([self._answer]))
-            if not self._answer.cancelled():
-                self._answer.exception()
-        await self._stack.aclose()
-
-
-def _requests(order: Sequence[tuple[bytes, int]]) -> list[Sequence[tuple[bytes, int]]]:
-    """What is asked for at a time: at first few, so that bytes come while more is asked for."""
-    starts = [*([0] if order else []), *range(FIRST_REQUEST, len(order), REQUEST)]
-    return [order[a:b] for a, b in zip(starts, [*starts[1:], len(order)], strict=False)]
 
 
 class _Room:

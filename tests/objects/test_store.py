@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smallstack.objects.errors import (
     ObjectCorruptError,
@@ -13,6 +15,7 @@ from smallstack.objects.errors import (
     StoreBusyError,
     StoreError,
 )
+from smallstack.objects.holes import SIZE as HOLE
 from smallstack.objects.store import IN_MEMORY, ObjectStore
 from smallstack.proto.kinds import Hash
 
@@ -204,3 +207,29 @@ def test_a_move_that_was_cut_is_gone_on_with(tmp_path: Path) -> None:
     flat = ObjectStore(tmp_path, flat=True)
     assert dict(flat.list()) == before
     flat.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    pieces=st.lists(st.tuples(st.booleans(), st.integers(1, 300_000)), min_size=1, max_size=8),
+    step=st.sampled_from([1000, 65_536, 65_537, 1 << 20]),
+)
+def test_long_runs_of_zeros_take_no_room(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[bool, int]], step: int
+) -> None:
+    data = b"".join((b"\0" if zeros else b"x") * size for zeros, size in pieces)
+    digest = Hash(hashlib.sha512(data).digest())
+    store = ObjectStore(tmp_path_factory.mktemp("store"), flat=True)
+    one = store.unchecked(len(data), digest)
+    for at in range(0, len(data), step):
+        one.write(data[at : at + step])
+    assert one.left == 0
+    os.fsync(one.descriptor)
+    blocks = [data[at : at + HOLE] for at in range(0, len(data), HOLE)]
+    written = sum(len(block) < HOLE or any(block) for block in blocks)
+    if step % HOLE == 0:
+        assert os.fstat(one.descriptor).st_blocks * 512 <= written * HOLE + 8192
+    one.commit(bytes(32))
+    one.abort()
+    assert store.path(digest).read_bytes() == data
+    store.close()

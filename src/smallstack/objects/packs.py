@@ -10,8 +10,6 @@ lies in it stands in the index, so what the index does not name is room to be gi
 that goes leaves a hole, a pack without any goes itself. Every method blocks; any thread may call.
 """
 
-import ctypes
-import errno
 import os
 import threading
 from collections import Counter
@@ -23,13 +21,12 @@ from typing import Final, NamedTuple
 from typing_extensions import Buffer
 
 from smallstack.objects import pack
+from smallstack.objects.holes import punch_hole
 
 PACKS: Final = ".packs"
 ALIGN: Final = 4096
 PACK_BYTES: Final = 256 << 20
 """A pack that has as many takes no more."""
-_PUNCH: Final = 0x02 | 0x01
-"""FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE"""
 
 Part = tuple[bytes, Buffer, int, int]
 """An object in a buffer: its digest, the buffer, where it begins, how many bytes it has."""
@@ -143,7 +140,7 @@ class Packs:
             return
         try:
             for offset, length in ranges:
-                _punch_hole(fd, offset, length)
+                punch_hole(fd, offset, length)
         finally:
             os.close(fd)
 
@@ -151,7 +148,7 @@ class Packs:
         path = f"{self._root}/probe~"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            _punch_hole(fd, 0, ALIGN)
+            punch_hole(fd, 0, ALIGN)
         except OSError:
             return False
         finally:
@@ -225,14 +222,3 @@ def _merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             merged.append((offset, padded(size)))
     return merged
-
-
-def _punch_hole(fd: int, offset: int, length: int) -> None:
-    while _libc.fallocate(fd, _PUNCH, offset, length):
-        number = ctypes.get_errno()
-        if number != errno.EINTR:
-            raise OSError(number, os.strerror(number))
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]

@@ -34,6 +34,7 @@ from smallstack.objects.errors import (
     StoreError,
     StoreSpaceError,
 )
+from smallstack.objects.holes import punch_hole, runs
 from smallstack.proto.kinds import HASH_SIZE, Hash
 from smallstack.telemetry.errors import describe
 
@@ -45,6 +46,7 @@ IN_MEMORY: Final = 1 << 20
 """An object of at most this many bytes stays in memory until its digest is known."""
 CHUNK: Final = 1 << 20
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _HEX: Final = frozenset("0123456789abcdef")
 
 
@@ -467,10 +469,29 @@ class Unchecked:
                 raise
 
     def write(self, data: bytes | memoryview) -> None:
-        """Take the next of the bytes that are left; raises StoreSpaceError or StoreError."""
+        """Take the next of the bytes that are left; raises StoreSpaceError or StoreError.
+
+        Long runs of zeros become holes: whoever makes a disk from it finds them there.
+        """
+        view = memoryview(data)
         with self._store.writing(self.size):
-            _write_all(self.descriptor, data)
-        self.left -= len(data)
+            for hole, length in runs(view, self.size - self.left):
+                if hole:
+                    self._skip(length)
+                else:
+                    _write_all(self.descriptor, view[:length])
+                view = view[length:]
+                self.left -= length
+
+    def _skip(self, length: int) -> None:
+        begin = os.lseek(self.descriptor, length, os.SEEK_CUR) - length
+        if begin + length == self.size:
+            os.ftruncate(self.descriptor, self.size)
+        try:
+            punch_hole(self.descriptor, begin, length)  # the room for all of it was allocated
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
 
     def commit(self, blake3: bytes) -> Stored:
         """Give it its name, in the place of whatever had it; raises OSError."""
@@ -497,7 +518,7 @@ def _allocate(fd: int, size: int) -> None:
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
-        if error.errno in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+        if error.errno in _UNSUPPORTED:
             raise _NotSupportedError from None
         raise
 

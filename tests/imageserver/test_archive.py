@@ -1,5 +1,6 @@
 """Archives over real connections: given away, taken back, forged, cut."""
 
+import asyncio
 import hashlib
 import hmac
 import stat
@@ -132,6 +133,22 @@ async def test_a_damaged_image_is_put_right(serve: Serve, tmp_path: Path) -> Non
         await images.restore_image(archive)
         assert await images.get_image("one") == before
         assert running.inside.trouble() == ""
+
+
+async def test_a_secret_is_made_once(serve: Serve, tmp_path: Path) -> None:
+    async with serve(tmp_path) as running, running.operator.connect() as client:
+        await ImageServerClient(client).add_image("one", image([]))
+        archives = running.inside.archives
+        made = await asyncio.gather(
+            *(asyncio.to_thread(archives._archive, "one") for _ in range(20))
+        )
+        assert len(set(made)) == 1
+    (tmp_path / "images" / SECRET).unlink()
+    (tmp_path / "images" / SECRET).mkdir()
+    async with serve(tmp_path) as running, running.operator.connect() as client:
+        text = await refused(ImageServerClient(client).get_image_archive("one"))
+        assert "no secret for archives" in text
+        assert "Is a directory" in text
 
 
 async def test_rights(serve: Serve, tmp_path: Path) -> None:

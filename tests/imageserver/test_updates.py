@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 
 import pytest
 
 from smallstack.client.imageserver import ImageServerClient
+from smallstack.imageserver.updates import USER_FOLLOWERS
 from smallstack.proto import imageserver as proto
 from smallstack.proto.imageserver import ImageOperation, ImageUpdate
 from smallstack.proto.kinds import Time
@@ -82,6 +83,26 @@ async def test_the_list_then_what_changes(serve: Serve, tmp_path: Path) -> None:
                 "ImageServer.DeleteDirectory", request, proto.DeleteDirectoryResponse
             )
             assert short(await anext(updates)) == (ImageOperation.DELETE_DIRECTORY, "e")
+
+
+async def test_a_user_has_so_many_streams(serve: Serve, tmp_path: Path) -> None:
+    async with serve(tmp_path) as running, AsyncExitStack() as stack:
+
+        async def follow(user: str) -> Updates:
+            client = await stack.enter_async_context(running.as_user(user).connect())
+            updates = ImageServerClient(client).follow_images()
+            await listed(updates)
+            return updates
+
+        open_ones = [await follow("user") for _ in range(USER_FOLLOWERS)]
+        with pytest.raises(ConnectionClosedError):
+            await follow("user")
+        await follow("member")
+        await open_ones[0].aclose()
+        again = None
+        while again is None:  # the server learns of the end a little later
+            with suppress(ConnectionClosedError):
+                again = await follow("user")
 
 
 async def test_upstreams_own_method_and_a_stranger_to_the_end(serve: Serve, tmp_path: Path) -> None:

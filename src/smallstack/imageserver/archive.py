@@ -10,8 +10,8 @@ import asyncio
 import hmac
 import logging
 import secrets
+import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from smallstack.durable import replace_file
@@ -24,7 +24,7 @@ from smallstack.proto.kinds import Time
 from smallstack.srpc.coder import IMAGE, NEED_MORE
 from smallstack.srpc.gob import Decoder, Encoder
 from smallstack.srpc.server import Call, Handler
-from smallstack.telemetry.errors import SmallStackError
+from smallstack.telemetry.errors import SmallStackError, describe
 
 SECRET: Final = ".secret"
 SECRET_SIZE: Final = 32
@@ -38,6 +38,7 @@ class ArchiveService:
     def __init__(self, images: ImageService) -> None:
         self._images = images
         self._secret = b""
+        self._making = threading.Lock()
 
     def handlers(self) -> Mapping[str, Handler]:
         """For `Server.register`."""
@@ -109,19 +110,14 @@ class ArchiveService:
         return archive.image_name, archive.image, hmac.compare_digest(told, made)
 
     def _key(self) -> bytes:
-        if not self._secret:
-            path = self._images.catalogue.directory / SECRET
-            try:
-                self._secret = _read_or_make(path)
-            except OSError as error:
-                raise RefusedError(text=f"no secret for archives: {error.strerror}") from error
-        return self._secret
-
-
-def _read_or_make(path: Path) -> bytes:
-    if not path.exists():
-        try:
-            replace_file(path, secrets.token_bytes(SECRET_SIZE), 0o600, exclusive=True)
-        except FileExistsError:  # another thread was first
-            pass
-    return path.read_bytes()
+        with self._making:
+            if not self._secret:
+                path = self._images.catalogue.directory / SECRET
+                try:
+                    if not path.exists():
+                        replace_file(path, secrets.token_bytes(SECRET_SIZE), 0o600)
+                    self._secret = path.read_bytes()
+                except OSError as error:
+                    detail = f"{path}: {describe(error)}"
+                    raise RefusedError(text=f"no secret for archives: {detail}") from error
+            return self._secret

@@ -1,9 +1,11 @@
 """GetImageUpdates: the catalogue as a stream, for replicas and for tools that wait for images.
 
-Every directory, then every image, then an update without a name, then what changes, for ever.
+Every directory, then every image, then an update without a name, then what changes, for ever. One
+stream too many is closed at once: nothing in it could say why.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,10 +14,14 @@ from smallstack.images.changes import Follower
 from smallstack.outlast import outlast
 from smallstack.proto.imageserver import GetFilteredImageUpdatesRequest, ImageUpdate
 from smallstack.srpc.connection import Connection
+from smallstack.srpc.errors import RpcError
 from smallstack.srpc.server import Call, Handler
 
 AT_A_STRETCH: Final = 64
 """Updates that are encoded before others have their turn."""
+FOLLOWERS: Final = 256
+"""Streams at a time: each remembers every name that it has told."""
+USER_FOLLOWERS: Final = 16
 
 
 class UpdateService:
@@ -23,6 +29,7 @@ class UpdateService:
 
     def __init__(self, catalogue: ImageCatalogue) -> None:
         self._catalogue = catalogue
+        self._following: Counter[str] = Counter()
 
     def handlers(self) -> Mapping[str, Handler]:
         """For `Server.register`."""
@@ -41,6 +48,17 @@ class UpdateService:
         await self._follow(call, ignore_expiring=request.ignore_expiring)
 
     async def _follow(self, call: Call, *, ignore_expiring: bool) -> None:
+        user = call.peer.username or call.conn.remote_host
+        if self._following.total() >= FOLLOWERS or self._following[user] >= USER_FOLLOWERS:
+            raise RpcError(f"more than {FOLLOWERS} streams, or {USER_FOLLOWERS} of one user")
+        self._following[user] += 1
+        try:
+            await self._stream(call, ignore_expiring=ignore_expiring)
+        finally:
+            self._following[user] -= 1
+            self._following += Counter()  # forgets who has none
+
+    async def _stream(self, call: Call, *, ignore_expiring: bool) -> None:
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         followers: list[Follower] = []
 

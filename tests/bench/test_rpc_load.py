@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.rpc import compile_load
+from bench.rpc import Load, compile_load, median_run, row
 from smallstack.daemon.listener import Listener, bind
 from smallstack.identity import pki
 from smallstack.identity.credentials import Pair, ServerCredentials
@@ -111,3 +111,16 @@ async def test_a_refusal_is_an_error(program: Path, tmp_path: Path) -> None:
     async with _serving(tmp_path, None) as port:
         found = await _load(program, tmp_path, port, framing.TLS_GOB, "Hypervisor.Nope")
     assert found == (1, "", "rpc_load: refused: Hypervisor: unknown method: Nope\n\n")
+
+
+def test_times_are_those_of_the_median_run() -> None:
+    slow, middle, best = (
+        Load(100, 900, 9000, 12),
+        Load(200, 500, 5000, 11),
+        Load(300, 300, 3000, 10),
+    )
+    assert median_run([best, slow, middle]) == middle
+    assert median_run([best, slow]) == slow
+    text = row("a case", [best, middle, slow])
+    assert "200.0 /s (100.0 … 300.0)" in text
+    assert "p50   500 µs  p99  5000 µs  server   10.0 µs of CPU" in text

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from smallstack.durable import boot_id
 from smallstack.objects.cache import ObjectCache
 from smallstack.objects.store import ObjectStore
 from smallstack.proto.enums import FirmwareType
-from smallstack.volumes.brick import BrickStore
+from smallstack.volumes.brick import PENDING, BrickStore
 from tests.objects.sources import MemorySource, digest
 from tests.volumes.test_brick import IMAGE, SIZE, make_tree
 from tests.volumes.trees import Objects
@@ -111,6 +112,18 @@ def test_the_agents_bricks(tmp_path: Path) -> None:
     found = result(run("hypervisor", tmp_path, "--format", "json"), 0)
     assert (found["bricks"], found["pending_bricks"]) == (1, 0)
     assert found["brick_bytes"] == brick.stat().st_blocks * 512
+    mark = brick.with_name(brick.name + PENDING)
+    mark.write_text(boot_id())
+    found = result(run("hypervisor", tmp_path, "--format", "json"), 0)
+    assert found["pending_bricks"] == 1
+    mark.write_text("another boot")
+    found = result(run("hypervisor", tmp_path, "--format", "json"), 1)
+    assert found["pending_bricks"] == 0
+    (problem,) = found["problems"]
+    assert problem["name"] == f"brick {brick}"
+    assert "was not yet safe on disk when the host went down" in problem["detail"]
+    mark.rename(brick.with_name("gone" + PENDING))
+    result(run("hypervisor", tmp_path, "--format", "json"), 0)
     brick.chmod(0o600)
     with brick.open("r+b") as file:
         file.seek((1 << 20) + 1024 + 64)  # in the super block

@@ -47,7 +47,7 @@ def hypervisor(values: Values, repair: bool, jobs: int, output: str) -> None:
             bricks = check_bricks(directory / "bricks")
             record["bricks"] += bricks.bricks
             record["brick_bytes"] += bricks.size
-            record["pending_bricks"] += bricks.pending + bricks.torn
+            record["pending_bricks"] += bricks.pending
             problems.update({f"brick {path}": detail for path, detail in bricks.wrong})
         if repair and not found.ok:
             record["repaired"] = _drop_cached(cache, found)

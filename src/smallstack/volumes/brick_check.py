@@ -9,6 +9,7 @@ Only reads; blocks.
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from smallstack.durable import boot_id
 from smallstack.telemetry.errors import describe
@@ -19,15 +20,19 @@ from smallstack.volumes.partition import root_of
 
 @dataclass(slots=True)
 class CheckedBricks:
-    """Bricks and their bytes on disk; how many are not durable yet, or were not when the host
-    went down (the agent's next start removes those); files of bricks that were being made."""
+    """Bricks and their bytes on disk; how many are not durable yet; files of bricks that were being
+    made. Wrong is also what was not durable when the host went down."""
 
     bricks: int = 0
     size: int = 0
     pending: int = 0
-    torn: int = 0
     leftovers: int = 0
     wrong: list[tuple[Path, str]] = field(default_factory=list)
+
+
+_TORN: Final = (
+    "it was not yet safe on disk when the host went down: the agent's next start removes it"
+)
 
 
 def check_bricks(directory: Path) -> CheckedBricks:
@@ -41,9 +46,13 @@ def check_bricks(directory: Path) -> CheckedBricks:
             if TEMPORARY in name:
                 found.leftovers += 1
             elif name.endswith(PENDING):
-                same = path.read_text() == boot
-                found.pending += same
-                found.torn += not same
+                brick = path.with_name(name.removesuffix(PENDING))
+                if path.read_text() == boot:
+                    found.pending += 1
+                elif brick.exists():
+                    found.wrong.append((brick, _TORN))
+                else:
+                    found.leftovers += 1
             elif not name.endswith((NOTE, "~")):
                 _check(path, found)
         except FileNotFoundError:

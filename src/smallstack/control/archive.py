@@ -19,6 +19,7 @@ from smallstack.control.images import Progress, show_image
 from smallstack.control.transfer import read_objects
 from smallstack.images.errors import ArchiveError
 from smallstack.images.tar_writer import END, TarMember, tar_members
+from smallstack.objects.errors import FetchError
 from smallstack.objects.peer import PeerSource
 from smallstack.objects.source import ObjectSource
 from smallstack.telemetry.errors import describe
@@ -31,6 +32,28 @@ STANDARD_OUTPUT: Final = "-"
 
 class _Writer(Protocol):
     def write(self, data: bytes, /) -> object: ...
+
+
+class _Out:
+    """What an archive is written to. Raises ArchiveError."""
+
+    def __init__(self, inner: _Writer, target: str) -> None:
+        self._inner = inner
+        self._target = target
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._inner.write(data)
+        except OSError as error:
+            raise _failed(self._target, error) from error
+
+
+def _failed(target: str, error: OSError) -> ArchiveError:
+    """That it cannot be written; with the path that stands in the way, if that is another."""
+    path = "to standard output" if target == STANDARD_OUTPUT else target
+    other = error.filename2 or error.filename
+    about = f": {other}" if other and str(other) != target else ""
+    return ArchiveError(path=path, detail=f"{error.strerror or error}{about}")
 
 
 async def write_archive(
@@ -60,7 +83,7 @@ async def write_archive(
 
 
 async def _write(
-    source: ObjectSource, batch: list[TarMember], out: _Writer, progress: Progress
+    source: ObjectSource, batch: list[TarMember], out: _Out, progress: Progress
 ) -> None:
     following = iter(batch)
 
@@ -77,40 +100,43 @@ async def _write(
     begun = -1
     if full:
         wanted = [(member.hash, member.size) for member in full]
-        async with contextlib.aclosing(read_objects(source, wanted)) as pieces:
-            async for position, data, last in pieces:
-                parts: list[bytes | memoryview] = [data]
-                if position != begun:
-                    begun = position
-                    parts.insert(0, headers())
-                if last:
-                    parts.append(full[position].padding)
-                    progress.files += 1
-                await asyncio.to_thread(out.write, b"".join(parts))
-                progress.file_bytes += len(data)
-                progress.changed(progress)
+        try:
+            async with contextlib.aclosing(read_objects(source, wanted)) as pieces:
+                async for position, data, last in pieces:
+                    parts: list[bytes | memoryview] = [data]
+                    if position != begun:
+                        begun = position
+                        parts.insert(0, headers())
+                    if last:
+                        parts.append(full[position].padding)
+                        progress.files += 1
+                    await asyncio.to_thread(out.write, b"".join(parts))
+                    progress.file_bytes += len(data)
+                    progress.changed(progress)
+        except OSError as error:  # of the server's: what `out` raises is none
+            raise FetchError(server=source.name, detail=describe(error)) from error
     await asyncio.to_thread(out.write, headers())
 
 
 @contextlib.contextmanager
-def _output(target: str, compression: str) -> Iterator[_Writer]:
+def _output(target: str, compression: str) -> Iterator[_Out]:
     """What is written to, through a compressor; a file that is not finished is removed."""
     try:
         if target == STANDARD_OUTPUT:
             with _compressed(sys.stdout.buffer, compression) as writer:
-                yield writer
+                yield _Out(writer, target)
             sys.stdout.buffer.flush()
             return
         path = Path(target)
         temporary = path.with_name(f".{path.name}.{os.getpid()}~")
         try:
             with temporary.open("xb") as file, _compressed(file, compression) as writer:
-                yield writer
+                yield _Out(writer, target)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ArchiveError(path=target, detail=describe(error)) from error
+        raise _failed(target, error) from error
 
 
 @contextlib.contextmanager

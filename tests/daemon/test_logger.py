@@ -185,6 +185,18 @@ async def test_who_does_not_read_misses_lines_and_is_told(daemon: Daemon) -> Non
         assert len(await slow.next()) == MAX_LINE - len("2026-01-01T00:00:00.000Z ")
 
 
+async def test_a_line_that_cannot_be_made_harms_nobody(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    async with daemon.watching() as watcher:
+        assert "Logger.Watch" in await watcher.next()
+        (handler,) = (h for h in logging.getLogger("smallstack").handlers if type(h) is _Watcher)
+        handler.handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
+        ROOM.info("on it goes")
+        assert await watcher.next() == "INFO room: on it goes"
+
+
 async def test_watchers_and_expressions_have_bounds(daemon: Daemon) -> None:
     for pattern, why in (
         ("a" * (MAX_EXPRESSION + 1), f"an expression may have {MAX_EXPRESSION} characters"),

@@ -159,7 +159,12 @@ class _Watcher(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record's line if it is one that was asked for."""
-        line = self.format(record).encode("utf-8", "backslashreplace")[:MAX_LINE]
+        try:
+            self._keep(self.format(record).encode("utf-8", "backslashreplace")[:MAX_LINE])
+        except Exception:  # whoever logs must not suffer from who listens
+            self.handleError(record)
+
+    def _keep(self, line: bytes) -> None:
         if self._include is not None and not self._include.search(line):
             return
         if self._exclude is not None and self._exclude.search(line):

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import termios
@@ -77,6 +78,7 @@ async def test_every_command_of_every_tool(cloud: Cloud, tmp_path: Path) -> None
         changes,
         volumes,
         disk_images,
+        display,
         life,
         console,
         metadata,
@@ -233,6 +235,31 @@ def disk_images(tools: Tools, tmp_path: Path) -> None:
         failed = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (failed.returncode, failed.stdout) == (1, "")
         assert (failed.stderr.count("cannot read"), told in failed.stderr) == (1, True)
+
+
+def display(tools: Tools, tmp_path: Path) -> None:
+    """Of a VM that has nothing to boot; and its monitor, by which it is ended."""
+    words = ["--hostname", "display", "--subnet-id", "test", "--do-not-start", *SMALL]
+    ip = tools.tell("vm-control", "create-vm", *words)[0].strip()
+    assert "no VNC console" in refused(tools, "vm-control", "connect-to-vm-console", ip, "--once")
+    tools.run("vm-control", "change-vm-console-type", ip, "vnc")
+    tools.run("vm-control", "start-vm", ip, "--dhcp-timeout", "0s")
+    showing = tools.start("vm-control", "connect-to-vm-console", ip, "--once")
+    assert showing.stdout
+    host, _, port = showing.stdout.readline().split()[6].partition(":")
+    with socket.create_connection((host, int(port))) as viewer:
+        assert viewer.recv(12) == b"RFB 003.008\n"
+    assert (showing.stdout.read(), showing.wait()) == ("", 0)
+    showing.stdout.close()
+    done = subprocess.run(
+        tools.command("vm-control", "connect-to-vm-manager", ip),
+        input='{"execute": "query-name"}\n{"execute": "quit"}\n',
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[0]) == {"return": {"name": ip}}
+    tools.run("vm-control", "destroy-vm", ip)
 
 
 def life(tools: Tools, tmp_path: Path) -> None:

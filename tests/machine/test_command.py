@@ -108,6 +108,21 @@ def test_a_kernel_that_takes_its_timer_rate() -> None:
         assert "pit=off" not in text
 
 
+def test_displays() -> None:
+    """VNC listens nowhere; a picture for nobody is a VGA all the same."""
+    general = replace(APPLIANCE, machine_type="q35")
+    seen = line(replace(general, display="vnc"))
+    assert options(seen, "-display") == ["vnc=none"]
+    assert {"VGA", "usb-tablet"} <= set(options(seen, "-device"))
+    dummy = line(replace(general, display="dummy"))
+    assert options(dummy, "-display") == ["none"]
+    assert "VGA" in options(dummy, "-device")
+    assert "usb-tablet" not in options(dummy, "-device")
+    assert "VGA" not in line(general)
+    with pytest.raises(SpecError, match="microvm: no display; use q35"):
+        line(replace(APPLIANCE, display="vnc"))
+
+
 def test_an_appliance_under_kvm() -> None:
     arguments = line(replace(APPLIANCE, verdict=KVM))
     assert options(arguments, "-accel") == ["kvm"]

@@ -16,6 +16,16 @@ COMMANDS = {
         "command",
         "a VM's serial console",
     ),
+    "connect-to-vm-console": (
+        "smallstack.cli.vm.connect_to_vm_console",
+        "command",
+        "a VM's display for VNC viewers",
+    ),
+    "connect-to-vm-manager": (
+        "smallstack.cli.vm.connect_to_vm_manager",
+        "command",
+        "QEMU's monitor of a VM",
+    ),
     "probe-vm-port": (
         "smallstack.cli.vm.probe_vm_port",
         "command",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from smallstack.client.errors import ServiceError
 from smallstack.client.following import follow, image_source
@@ -159,12 +160,35 @@ class HypervisorClient(VmChanges, VolumeChanges, HostCalls, Roots, Moves):
     @asynccontextmanager
     async def connect_serial(self, ip_address: str, port: int = 0) -> AsyncIterator[Connection]:
         """The VM's serial port as a stream of raw bytes both ways; closed on leaving."""
-        async with self.client.raw("Hypervisor.ConnectToVmSerialPort") as conn:
-            conn.encode(
-                proto.reach.ConnectToVmSerialPortRequest(ip_address=ip_address, port_number=port)
-            )
+        request = proto.reach.ConnectToVmSerialPortRequest(ip_address=ip_address, port_number=port)
+        response = proto.reach.ConnectToVmSerialPortResponse
+        async with self._stream("ConnectToVmSerialPort", request, response) as conn:
+            yield conn
+
+    @asynccontextmanager
+    async def connect_console(self, ip_address: str) -> AsyncIterator[Connection]:
+        """The VM's display as a stream of RFB (VNC) both ways; closed on leaving."""
+        request = proto.reach.ConnectToVmConsoleRequest(ip_address=ip_address)
+        response = proto.reach.ConnectToVmConsoleResponse
+        async with self._stream("ConnectToVmConsole", request, response) as conn:
+            yield conn
+
+    @asynccontextmanager
+    async def connect_manager(self, ip_address: str) -> AsyncIterator[Connection]:
+        """QEMU's monitor: QMP, a command a line, a line back for each; closed on leaving."""
+        request = proto.reach.ConnectToVmManagerRequest(ip_address=ip_address)
+        response = proto.reach.ConnectToVmManagerResponse
+        async with self._stream("ConnectToVmManager", request, response) as conn:
+            yield conn
+
+    @asynccontextmanager
+    async def _stream(
+        self, method: str, request: Any, response: type[Any]
+    ) -> AsyncIterator[Connection]:
+        async with self.client.raw(f"Hypervisor.{method}") as conn:
+            conn.encode(request)
             await conn.flush()
-            self.check(await conn.decode(proto.reach.ConnectToVmSerialPortResponse))
+            self.check(await conn.decode(response))
             try:
                 yield conn
             finally:

@@ -8,7 +8,7 @@ auto, q35     beside     any       q35, booted straight into the kernel
 auto, q35     none                 q35, by the boot loader in the root volume
 ============  =========  ========  ==========================================================
 
-A network interface of several queues makes it a q35.
+A network interface of several queues, or a console, makes it a q35.
 """
 
 import os
@@ -25,9 +25,15 @@ from smallstack.hypervisor.wiring import Nic
 from smallstack.machine.cgroup import CpuGroup, CpuGroups
 from smallstack.machine.kernel import is_pvh, takes_timer_rate
 from smallstack.machine.process import START_LIMIT
-from smallstack.machine.spec import MICROVM_SLOTS, DiskSpec, MachineSpec, NicSpec, Verdict
+from smallstack.machine.spec import MICROVM_SLOTS, DiskSpec, Display, MachineSpec, NicSpec, Verdict
 from smallstack.network.metadata.routes import NOCLOUD
-from smallstack.proto.enums import FirmwareType, MachineType, VolumeFormat, VolumeInterface
+from smallstack.proto.enums import (
+    ConsoleType,
+    FirmwareType,
+    MachineType,
+    VolumeFormat,
+    VolumeInterface,
+)
 from smallstack.proto.vm import LocalVmInfo, VmInfo
 
 APPLIANCE_INIT = "/sbin/init"
@@ -40,6 +46,11 @@ _INTERFACES: dict[VolumeInterface, Interface] = {
     VolumeInterface.VIRTIO: "virtio",
     VolumeInterface.IDE: "ide",
     VolumeInterface.NVME: "nvme",
+}
+_DISPLAYS: dict[ConsoleType, Display] = {
+    ConsoleType.NONE: "none",
+    ConsoleType.DUMMY: "dummy",
+    ConsoleType.VNC: "vnc",
 }
 
 
@@ -117,6 +128,7 @@ def machine_spec(
         and all(disk.interface == "virtio" for disk in disks)
         and len(disks) + len(nics) + _OWN_SLOTS <= MICROVM_SLOTS
         and not any(nic.tap.more_fds for nic in nics)
+        and info.console_type is ConsoleType.NONE
         and is_pvh(kernel)
     )
     return MachineSpec(
@@ -148,6 +160,7 @@ def machine_spec(
         firmware=uefi.code if uefi else None,
         firmware_vars=own_variables(uefi, directory) if uefi else None,
         serial=SERIAL,
+        display=_DISPLAYS[info.console_type],
         qemu=emulator.program,
         cpu=emulator.cpu_group(info),
     )

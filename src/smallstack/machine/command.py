@@ -95,6 +95,8 @@ def _check_microvm(spec: MachineSpec) -> None:
         raise no("virtio disks only")
     if any(nic.model != "virtio" or len(nic.tap_fds) > 1 for nic in spec.nics):
         raise no("virtio network with one queue only")
+    if spec.display != "none":
+        raise no("no display")
     if len(spec.disks) + len(spec.nics) + 2 > MICROVM_SLOTS:
         raise no(f"at most {MICROVM_SLOTS - 2} disks and network interfaces")
 
@@ -149,7 +151,7 @@ def command_line(spec: MachineSpec, fds: Mapping[str, int]) -> list[str]:
     """QEMU's whole argument vector; ``fds`` as `descriptors` gives it. Raises SpecError."""
     check(spec)
     arguments = [spec.qemu, "-name", f"guest={spec.name}", "-no-user-config", "-nodefaults"]
-    arguments += ["-sandbox", _SANDBOX, "-msg", "timestamp=on", "-display", "none"]
+    arguments += ["-sandbox", _SANDBOX, "-msg", "timestamp=on", "-display", _display(spec)]
     arguments += _accelerator(spec)
     arguments += ["-m", f"{spec.memory_mib}M", "-smp", f"cpus={spec.vcpus}"]
     if spec.uuid is not None:
@@ -183,6 +185,11 @@ def _fixed_timer(spec: MachineSpec) -> bool:
         and verdict.accelerator == "tcg"
         and verdict.tsc_khz is not None
     )
+
+
+def _display(spec: MachineSpec) -> str:
+    # It listens nowhere: clients come by the monitor.
+    return "vnc=none" if spec.display == "vnc" else "none"
 
 
 def _accelerator(spec: MachineSpec) -> list[str]:
@@ -275,6 +282,10 @@ def _q35(spec: MachineSpec, fds: Mapping[str, int]) -> list[str]:
     arguments += ["-smbios", f"type=1,product=SmallStack{serial}"]
     for device in (*_q35_disks(spec.disks), *_q35_nics(spec.nics)):
         arguments += ["-device", device]
+    if spec.display != "none":
+        arguments += ["-device", "VGA"]
+    if spec.display == "vnc":
+        arguments += ["-device", "qemu-xhci", "-device", "usb-tablet"]
     # The panic device turns a guest's panic into an event; without it a panic is silence.
     arguments += [*_RNG, "-device", "virtio-rng-pci,rng=rng0,disable-legacy=on"]
     return [*arguments, "-device", "pvpanic"]

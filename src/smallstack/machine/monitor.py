@@ -1,6 +1,7 @@
 """The agent's session with QEMU's monitor (QMP), over a socket that is already connected."""
 
 import asyncio
+import json
 import logging
 import socket
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ class Monitor:
         self._client = QMPClient(name)
         self._client.register_listener(EventListener(event_filter=self._hear))
         self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._socket: socket.socket | None = None
+        self._sending = asyncio.Lock()
 
     async def run(self, sock: socket.socket, on_up: Callable[[], None]) -> bool:
         """Greet, call ``on_up``, stay until the session ends, for whatever reason.
@@ -34,6 +37,7 @@ class Monitor:
         Whether it was QEMU that hung up.
         """
         hung_up = False
+        self._socket = sock.dup()  # descriptors go past the library, which knows no uvloop
         try:
             await self._client.connect(sock)
             if not self._up.done():
@@ -47,6 +51,8 @@ class Monitor:
             hung_up = True  # the library's word for a session that ends as it begins
         finally:
             hung_up = await self._hang_up() or hung_up
+            self._socket.close()
+            self._socket = None
         return hung_up
 
     async def up(self) -> None:
@@ -65,6 +71,39 @@ class Monitor:
             raise MonitorError(name=self._name, command=command, detail=str(error)) from error
         except (QMPError, OSError, EOFError) as error:
             raise MonitorLostError(name=self._name, detail=str(error)) from error
+
+    async def answer(self, text: str) -> dict[str, object]:
+        """Run one command that is written as QMP has it: what QEMU answers, also to nonsense.
+
+        Raises MonitorLostError.
+        """
+        await self.up()
+        try:
+            asked = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return _error(f"this is no JSON: {error}")
+        if not isinstance(asked, dict) or not isinstance(asked.get("execute"), str):
+            return _error('write an object with the command in "execute"')
+        tag = {"id": asked["id"]} if "id" in asked else {}
+        try:
+            return {"return": await self._client.execute_msg(Message(asked)), **tag}
+        except ExecuteError as error:
+            return _error(str(error), error.error_class) | tag
+        except (QMPError, OSError, EOFError) as error:
+            raise MonitorLostError(name=self._name, detail=str(error)) from error
+
+    async def send_descriptor(self, descriptor: int, name: str) -> None:
+        """Give QEMU a descriptor, by a name for the next command. Raises MonitorError,
+        MonitorLostError."""
+        await self.up()
+        async with self._sending:
+            if self._socket is None:
+                raise MonitorLostError(name=self._name, detail="QEMU hung up")
+            try:
+                socket.send_fds(self._socket, [b" "], [descriptor])
+            except OSError as error:
+                raise MonitorLostError(name=self._name, detail=str(error)) from error
+            await self.execute("getfd", {"fdname": name})
 
     def _hear(self, event: Message) -> bool:
         data = event.get("data", {})
@@ -85,6 +124,10 @@ class Monitor:
             except (QMPError, OSError, EOFError) as error:
                 return _is_the_end(error)
         return False
+
+
+def _error(text: str, kind: str = "GenericError") -> dict[str, object]:
+    return {"error": {"class": kind, "desc": text}}
 
 
 def _is_the_end(error: Exception) -> bool:

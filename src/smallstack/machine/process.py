@@ -18,6 +18,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +58,8 @@ QUIT_LIMIT = 5.0
 """Seconds QEMU has to quit before it is killed."""
 EXIT_LIMIT = 30.0
 """Seconds for QEMU to end once it has said that the guest has (it flushes disks meanwhile)."""
+DISPLAY = "display"
+"""What a descriptor for a client of the display is called."""
 DRAIN_LIMIT = 1.0
 """Seconds for the last bytes of the sockets of a process that has ended."""
 
@@ -181,6 +184,8 @@ class Machine:
         self._monitor_task: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
         self._changed: dict[Word | str, asyncio.Event] = {}
+        self.listeners: list[Callable[[str, Mapping[str, object]], None]] = []
+        """Called with the name and the data of each event that QEMU reports."""
         self._limit: asyncio.TimerHandle | None = None
         self._doubt: asyncio.Task[None] | None = None
         self._guest_is_ready = False
@@ -260,6 +265,28 @@ class Machine:
                 await self._first_of(pong)
         except TimeoutError:
             raise DisobedientGuestError(name=self.name, asked="answer", limit=timeout) from None
+
+    async def answer(self, text: str) -> dict[str, object]:
+        """Ask QEMU's monitor in its own words; see `Monitor.answer`. Raises MonitorLostError."""
+        return await self._monitor.answer(text)
+
+    async def open_display(self) -> socket.socket:
+        """A new client of the machine's VNC display: a stream of RFB (RFC 6143), the caller's.
+
+        Raises MonitorError where there is no such display, MonitorLostError.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                await self._monitor.send_descriptor(theirs.fileno(), DISPLAY)
+            await self._monitor.execute(
+                "add_client", {"protocol": "vnc", "fdname": DISPLAY, "skipauth": True}
+            )
+        except BaseException:
+            ours.close()
+            raise
+        ours.setblocking(False)
+        return ours
 
     async def quit(self) -> ExitReason:
         """End the process now: by its monitor, else by SIGKILL. No word to the guest."""
@@ -387,6 +414,8 @@ class Machine:
             self._changed[word].set()
 
     def _on_event(self, name: str, data: Mapping[str, object]) -> None:
+        for listener in self.listeners:
+            listener(name, data)
         if name == "SHUTDOWN":
             self._seen.shutdown = str(data.get("reason"))
             self._set_limit(EXIT_LIMIT, self.kill)

@@ -8,6 +8,7 @@ from smallstack.machine.cgroup import CpuGroup
 
 Accelerator = Literal["kvm", "tcg"]
 MachineType = Literal["microvm", "q35"]
+Display = Literal["none", "dummy", "vnc"]
 
 # Virtio-mmio slots of QEMU's microvm; the agent's port and the entropy source take two of them.
 MICROVM_SLOTS = 8
@@ -68,7 +69,9 @@ class MachineSpec:
     which must then not be root's. ``timer_rate``: the kernel takes its timer's rate
     (`kernel.takes_timer_rate`). ``firmware`` is the code of a UEFI, ``firmware_vars`` the file of
     its own in which it keeps its variables. ``serial`` is the serial number that the guest finds in
-    its SMBIOS tables (q35). ``cpu`` is its control group; None leaves it in the agent's.
+    its SMBIOS tables (q35). ``display``: a VGA that nobody sees (dummy), or that is seen by the VNC
+    clients that the agent brings (vnc); q35. ``cpu`` is its control group; None leaves it in the
+    agent's.
     """
 
     name: str
@@ -89,5 +92,6 @@ class MachineSpec:
     firmware: Path | None = None
     firmware_vars: Path | None = None
     serial: str = ""
+    display: Display = "none"
     qemu: str = "qemu-system-x86_64"
     cpu: CpuGroup | None = None

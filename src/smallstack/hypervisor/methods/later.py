@@ -33,8 +33,6 @@ LATER: Final[dict[str, str]] = {
     "ReplaceVmCredentials": "give the VM its credentials through its user data",
     "ReplaceVmIdentity": "give the VM its credentials through its user data",
     "ScanVmRoot": "look at the root from inside the VM",
-    "ConnectToVmConsole": "this agent cannot do that",
-    "ConnectToVmManager": "this agent cannot do that",
     "DiscardVmOldImage": "this agent cannot do that",
     "ReplaceVmImage": "this agent cannot do that",
     "RestoreVmImage": "this agent cannot do that",

@@ -102,8 +102,11 @@ def test_nothing_overlaps(firmware: FirmwareType, size: int) -> None:
 
 @pytest.mark.parametrize("size", [0, MIB, 129 * MIB, 130 * MIB - 512])
 def test_disks_without_room_for_a_root(size: int) -> None:
-    with pytest.raises(RootSizeError):
+    with pytest.raises(RootSizeError) as caught:
         divide(size, FirmwareType.UEFI, SEED)
+    least = 130 * MIB + 33 * 512
+    assert str(caught.value).endswith(f": it takes {least} at least, in whole sectors of 512")
+    assert divide(least, FirmwareType.UEFI, SEED).root.size == MIB
 
 
 @given(head=st.binary(min_size=0, max_size=64), size=st.integers(2 * MIB, 16 * TIB))

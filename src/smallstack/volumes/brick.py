@@ -42,7 +42,7 @@ from smallstack.volumes.errors import (
     RootSizeError,
     VolumeWriteError,
 )
-from smallstack.volumes.layout import Layout, newest_mtime
+from smallstack.volumes.layout import MOST_BYTES, Layout, newest_mtime
 from smallstack.volumes.partition import Division, divide, write_parts
 
 WRITER_VERSION: Final = 1
@@ -436,7 +436,11 @@ def _write_root(
             os.ftruncate(fd, size)
         except OSError as error:
             if error.errno == EFBIG:  # more than a file of this host can have
-                raise RootSizeError(size=size) from error
+                detail = (
+                    f"the file system of {path.parent} holds no file as large;"
+                    f" ext4 has {MOST_BYTES} at most"
+                )
+                raise RootSizeError(size=size, detail=detail) from error
             raise
         write_parts(fd, division.writes)
         return ext4.write_root(

@@ -20,7 +20,7 @@ class RootTooSmallError(VolumeError):
 
 
 class RootSizeError(VolumeError):
-    """a root file-system cannot have {size} bytes: it can have 8 MiB to 16 TiB"""
+    """a root of {size} bytes cannot be made: {detail}"""
 
 
 class RootTooLargeError(VolumeError):

@@ -19,7 +19,7 @@ from smallstack.volumes.errors import (
     VolumeWriteError,
     XattrsTooLargeError,
 )
-from smallstack.volumes.layout import Layout, path_of
+from smallstack.volumes.layout import LEAST_BYTES, MOST_BYTES, Layout, path_of
 
 cdef extern from "tree.h" nogil:
     struct ss_inode:
@@ -227,7 +227,8 @@ cdef raise_report(int rc, ss_ext4_report *report, fs, uint64_t size, path):
     if what == SS_EXT4_INODES:
         raise TooManyInodesError(needed=report.wanted, have=report.have, size=size)
     if what == SS_EXT4_SIZE:
-        raise RootSizeError(size=size)
+        detail = f"its file system can have {LEAST_BYTES} to {MOST_BYTES}"
+        raise RootSizeError(size=size, detail=detail)
     if what == SS_EXT4_WRITE:
         raise VolumeWriteError(path=path, detail=text, errno=-rc)
     about = {

@@ -4,8 +4,11 @@ import struct
 import time
 from array import array
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+LEAST_BYTES: Final = 8 << 20
+MOST_BYTES: Final = (2**32 - 1) * 4096
+"""Of a file system, and of a file on one: 16 TiB less a block, which ext4 counts in 32 bits."""
 _ENTRY = struct.Struct("<III")
 _INODE_SIZE = 144
 _DIRECTORY = struct.Struct("<II")

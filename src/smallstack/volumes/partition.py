@@ -102,7 +102,9 @@ def divide(size: int, firmware: FirmwareType, seed: bytes) -> Division:
     # Partitions end at a whole MiB; the last one holds the second table.
     root = Extent(start, (size - _GPT_TABLE - SECTOR) // MIB * MIB - start)
     if root.size <= 0 or size % SECTOR:
-        raise RootSizeError(size=size)
+        least = start + MIB + _GPT_TABLE + SECTOR
+        detail = f"it takes {least} at least, in whole sectors of {SECTOR}"
+        raise RootSizeError(size=size, detail=detail)
     entries = [(_TYPE_LINUX, root, "root")]
     if scheme is Scheme.EFI:
         loader = Extent(PARTITION_OFFSET, EFI_SIZE)
@@ -122,7 +124,8 @@ def partition_table(size: int, signature: bytes) -> bytes:
     """
     sectors = (size - PARTITION_OFFSET) // SECTOR
     if not 0 < sectors <= _LAST_32:
-        raise RootSizeError(size=size)
+        detail = f"its partition table can describe {PARTITION_OFFSET + SECTOR} to {MBR_LIMIT}"
+        raise RootSizeError(size=size, detail=detail)
     entry = _ENTRY.pack(
         _ACTIVE, b"\x20\x21\x00", _LINUX, _NO_CHS, PARTITION_OFFSET // SECTOR, sectors
     )

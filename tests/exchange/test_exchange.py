@@ -5,6 +5,7 @@ which an encoder and its own decoder share is seen. What this cannot see is a fi
 names wrongly, since the declarations are written from it: captures and vectors hold those.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,8 @@ from tests.proto.strategies import values
 TYPES: list[Any] = [*every_message(), FileSystem]
 AT_A_TIME = 3
 """Values of one type behind each other in a stream, with one description of it."""
-STREAMS = 4
+STREAMS = int(os.environ.get("SMALLSTACK_EXCHANGE_STREAMS", "4"))
+"""Of each type, each way."""
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from smallstack.durable import replace_file, sync_directory
 from smallstack.volumes.qcow2 import write
 from smallstack.volumes.qcow2.chain import Files
 from smallstack.volumes.qcow2.codec import Plan
 from smallstack.volumes.qcow2.commit import writable_view, write_at
 from smallstack.volumes.qcow2.errors import DiskUnwritableError, StreamError, WrongBaseError
-from smallstack.volumes.qcow2.place import sync_directory, writable
+from smallstack.volumes.qcow2.place import writable
 from smallstack.volumes.qcow2.stream import Frame, StreamReader
 from smallstack.volumes.qcow2.write import Editor
 
@@ -212,17 +213,7 @@ class _Apply:
 
     def _write_note(self, state: _State) -> None:
         note = _note_path(self.path)
-        fresh = note.with_name(f".{note.name}.smallstack")
-        try:
-            with fresh.open("wb") as file:
-                file.write(json.dumps(asdict(state)).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.rename(note)
-        except OSError:
-            fresh.unlink(missing_ok=True)
-            raise
-        sync_directory(note.parent)
+        replace_file(note, json.dumps(asdict(state)).encode())
 
 
 def _note_path(path: Path) -> Path:

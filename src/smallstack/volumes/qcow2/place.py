@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from smallstack.durable import replace_by
 from smallstack.volumes.qcow2.errors import DiskUnreadableError, DiskUnwritableError
 
 _LOCK_FROM: Final = 100
@@ -23,41 +24,17 @@ def write_whole(path: Path, fill: Callable[[int], None]) -> None:
     failure, and the next call removes the one that a kill left. Raises DiskUnwritableError, and
     whatever ``fill`` raises.
     """
-    temporary = path.with_name(f".{path.name}.smallstack")
     try:
         mode = path.stat().st_mode & 0o7777
     except FileNotFoundError:
         mode = 0o644
     try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    except OSError as error:
-        raise DiskUnwritableError.wrap(error, path=path) from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        fill(fd)
-        os.fsync(fd)
-        temporary.rename(path)
+        # Users' own files are beside it, ``path~`` may be one.
+        replace_by(path, fill, mode, path.with_name(f".{path.name}.smallstack"))
     except BlockingIOError:
         raise DiskUnwritableError(path=path, detail="somebody else is writing it") from None
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DiskUnwritableError.wrap(error, path=path) from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in it last."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

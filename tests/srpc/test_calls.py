@@ -239,6 +239,28 @@ async def test_tls_on_every_connection(serve: Serve, certificates: Certificates)
         front.close()
 
 
+async def test_what_stands_behind_a_star_is_for_people(serve: Serve) -> None:
+    """As upstream's addresses have it: ``name*suffix:port`` leads to ``name:port``."""
+    async with (
+        serve(None) as running,
+        await dial(f"localhost*rack-7.example:{running.port}", None) as client,
+    ):
+        assert await _info(client) == "no VM 198.51.100.1"
+        assert client.address == f"localhost:{running.port}"
+
+
+@pytest.mark.parametrize("endpoint", [framing.PLAIN_GOB, framing.PLAIN_JSON], ids=lambda e: e.path)
+async def test_pings_as_others_write_them(serve: Serve, endpoint: framing.Endpoint) -> None:
+    async with serve(None) as running:
+        reader, writer = await running.plain()
+        writer.write(framing.connect_request(endpoint) + b"\n\r\n  \nHypervisor.Nope\r\n\n")
+        assert await reader.readuntil(b"\n\n") == framing.CONNECTED
+        assert await reader.readexactly(3) == b"\n\n\n"
+        assert await reader.readline() == b"Hypervisor: unknown method: Nope\n"
+        assert await reader.readline() == b"\n"
+        writer.close()
+
+
 async def test_no_certificate_inside_tls_is_a_401(serve: Serve, certificates: Certificates) -> None:
     import ssl
 

@@ -14,7 +14,7 @@ from smallstack.identity.decision import Decision, Policy, decide
 from smallstack.identity.peer import Peer
 from smallstack.network.bridge import Bridge
 from smallstack.network.metadata.document import identity_document
-from smallstack.network.metadata.routes import VmView
+from smallstack.network.metadata.routes import Rules, VmView
 from smallstack.network.metadata.server import MetadataServer
 from smallstack.proto.vm import VmInfo
 from smallstack.settings import Setting, load
@@ -50,7 +50,9 @@ class Hypervisor:
     def __init__(self) -> None:
         self.vm: VmView | None = View(VmInfo(owner_users=["olga"], owner_groups=["crew"]))
         self.text: bytes | None = None
-        self.server = MetadataServer(cast("Bridge", None), self.look, document=self.document)
+        self.server = MetadataServer(
+            cast("Bridge", None), self.look, rules=Rules(document=self.document)
+        )
         self.url = ""
 
     def look(self, _ip: str) -> VmView | None:
@@ -66,6 +68,7 @@ class View:
     def __init__(self, info: VmInfo) -> None:
         self.info = info
         self.user_data = Path("/nonexistent")
+        self.credentials = Path("/nonexistent")
 
 
 @pytest.fixture

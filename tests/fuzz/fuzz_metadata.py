@@ -7,13 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smallstack.network.metadata.http import (
+    FORWARDED_FOR,
     HEAD_LIMIT,
+    TOKEN,
+    TOKEN_SECONDS,
     HttpError,
     Reader,
     Request,
     response_head,
 )
-from smallstack.network.metadata.routes import File, Missing, Text, answer
+from smallstack.network.metadata.routes import (
+    CREDENTIALS,
+    IDENTITY,
+    TOKEN_PATH,
+    File,
+    Missing,
+    Refused,
+    Rules,
+    Signed,
+    Text,
+    Token,
+    answer,
+)
+from smallstack.network.metadata.tokens import Tokens
 from smallstack.proto.vm import VmInfo
 
 
@@ -23,9 +39,13 @@ class View:
 
     info: VmInfo
     user_data: Path | None = Path("/user-data")
+    credentials: Path | None = Path("/credentials")
 
 
 VM = View(VmInfo())
+TOKENS = Tokens(b"k" * 32)
+GOOD = TOKENS.issue(VM.info, 60, 1).decode()
+OPEN, CLOSED = Rules(tokens=TOKENS), Rules(tokens=TOKENS, tokens_for="credentials")
 
 
 def one_input(data: bytes) -> None:
@@ -37,12 +57,29 @@ def one_input(data: bytes) -> None:
     if len(rest) < HEAD_LIMIT:
         assert (requests, refusal) == (whole, whole_refusal)
     for request in requests:
-        found = answer(request.path, VM, 1, lambda info: b"{}\n")
-        assert isinstance(found, Text | File | Missing)
-        body = found.body if isinstance(found, Text) else b""
-        head = response_head(200, len(body), "text/plain", keep_alive=request.keep_alive, now=1)
-        assert head.endswith(b"\r\n\r\n")
-        assert head.count(b"\r\n") == 6
+        check(request)
+
+
+def check(request: Request) -> None:
+    """Every answer is one; keys are had by a good token only, and files are those of the VM."""
+    found = answer(request, VM, 1, OPEN)
+    held = answer(request, VM, 1, CLOSED)
+    assert isinstance(found, Text | Token | Signed | File | Missing | Refused)
+    assert (held == Refused(401)) or type(held) is type(found)
+    if isinstance(held, File) and held.path.parent == VM.credentials:
+        assert request.path.removeprefix(f"{IDENTITY}/") in CREDENTIALS
+        assert request.headers.get(TOKEN) == GOOD
+    if isinstance(found, Token):
+        assert (request.method, request.path) == ("PUT", TOKEN_PATH)
+        assert FORWARDED_FOR not in request.headers
+        assert TOKENS.is_good(found.body.decode(), VM.info, 1)
+    body = found.body if isinstance(found, Text | Token | Signed) else b""
+    headers = {TOKEN_SECONDS: str(found.seconds)} if isinstance(found, Token) else {}
+    head = response_head(
+        200, len(body), "text/plain", keep_alive=request.keep_alive, now=1, headers=headers
+    )
+    assert head.endswith(b"\r\n\r\n")
+    assert head.count(b"\r\n") == 6 + len(headers)
 
 
 def read(data: bytes, step: int) -> tuple[list[Request], str]:

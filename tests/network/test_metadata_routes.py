@@ -1,5 +1,6 @@
 """HTTP heads and metadata routes without a network: bytes and paths in, answers out."""
 
+import base64
 import http.client
 import io
 import json
@@ -11,16 +12,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallstack.network.metadata.document import identity_document
 from smallstack.network.metadata.http import (
+    FORWARDED_FOR,
     HEAD_LIMIT,
+    TOKEN,
+    TOKEN_SECONDS,
     HttpError,
     Reader,
     Request,
     response_head,
 )
 from smallstack.network.metadata.pace import Pace
-from smallstack.network.metadata.routes import PATHS, File, Missing, Text, answer
+from smallstack.network.metadata.routes import (
+    CREDENTIALS,
+    IDENTITY,
+    PATHS,
+    TEXT,
+    TOKEN_PATH,
+    File,
+    Missing,
+    Refused,
+    Rules,
+    Signed,
+    Text,
+    Token,
+    TokensFor,
+    answer,
+)
+from smallstack.network.metadata.tokens import MAX_SECONDS, Tokens, seconds_asked
 from smallstack.network.metadata.tracers import Tracers
 from smallstack.proto.kinds import Time
 from smallstack.proto.vm import Address, VmInfo
@@ -30,13 +49,18 @@ from smallstack.proto.vm import Address, VmInfo
 class View:
     info: VmInfo
     user_data: Path | None = None
+    credentials: Path | None = None
 
 
 VM = View(VmInfo(address=Address(ip_address="198.51.100.5", mac_address="52:54:00:00:00:05")))
 
 
+NOW = 1_700_000_000_000_000_007
+SECOND = 1_000_000_000
+
+
 def ask(path: str, vm: View | None = VM) -> object:
-    return answer(path, vm, 1_700_000_000_000_000_007, identity_document)
+    return answer(Request("GET", path), vm, NOW, Rules())
 
 
 @pytest.mark.parametrize(
@@ -49,12 +73,26 @@ def ask(path: str, vm: View | None = VM) -> object:
         ("/latest", "dynamic\nis-externally-patchable\nuser-data\n"),
         ("/latest/", "dynamic\nis-externally-patchable\nuser-data\n"),
         ("/latest/dynamic/", "epoch-time\ninstance-identity\n"),
-        ("/latest/dynamic/instance-identity", "document\n"),
+        (
+            "/latest/dynamic/instance-identity/Ed25519-S",
+            "SH-certificate\nSH-key\n",
+        ),
         ("/lat", "est\n"),
         (
             "/*",
             "datasource/SmallStack\nlatest/dynamic/epoch-time\n"
-            "latest/dynamic/instance-identity/document\nlatest/is-externally-patchable\n"
+            "latest/dynamic/instance-identity/Ed25519-SSH-certificate\n"
+            "latest/dynamic/instance-identity/Ed25519-SSH-key\n"
+            "latest/dynamic/instance-identity/Ed25519-X.509-certificate\n"
+            "latest/dynamic/instance-identity/Ed25519-X.509-key\n"
+            "latest/dynamic/instance-identity/RSA-SSH-certificate\n"
+            "latest/dynamic/instance-identity/RSA-SSH-key\n"
+            "latest/dynamic/instance-identity/RSA-X.509-certificate\n"
+            "latest/dynamic/instance-identity/RSA-X.509-key\n"
+            "latest/dynamic/instance-identity/X.509-certificate\n"
+            "latest/dynamic/instance-identity/X.509-key\n"
+            "latest/dynamic/instance-identity/document\n"
+            "latest/dynamic/instance-identity/signature\nlatest/is-externally-patchable\n"
             "latest/user-data\nnocloud/meta-data\nnocloud/user-data\nnocloud/vendor-data\n",
         ),
     ],
@@ -102,7 +140,94 @@ def test_missing(path: str) -> None:
 @given(st.one_of(st.sampled_from(sorted(PATHS)), st.text(max_size=60)))
 def test_strangers_get_nothing(path: str) -> None:
     assert ask(path, None) == Missing()
-    assert isinstance(ask(path), Text | Missing)
+    assert isinstance(ask(path), Text | Missing | Signed | Refused)
+
+
+def test_credentials() -> None:
+    vm = View(VM.info, credentials=Path("/vms/it"))
+    for name, file in CREDENTIALS.items():
+        assert ask(f"{IDENTITY}/{name}") == Missing()
+        assert ask(f"{IDENTITY}/{name}", vm) == File(Path("/vms/it") / file, content_type=TEXT)
+
+
+def test_the_signature_is_of_the_document() -> None:
+    document = cast(Text, ask(f"{IDENTITY}/document"))
+    assert ask(f"{IDENTITY}/signature") == Signed(document.body)
+
+
+# Tokens
+
+TOKENS = Tokens(b"k" * 32)
+
+
+def token(
+    headers: dict[str, str] | None = None, method: str = "PUT", vm: View | None = VM
+) -> object:
+    request = Request(method, TOKEN_PATH, headers=headers or {})
+    return answer(request, vm, NOW, Rules(tokens=TOKENS))
+
+
+def show(
+    path: str, shown: str, vm: View = VM, now: int = NOW, tokens_for: TokensFor = "nothing"
+) -> object:
+    request = Request("GET", path, headers={TOKEN: shown} if shown else {})
+    return answer(request, vm, now, Rules(tokens=TOKENS, tokens_for=tokens_for))
+
+
+def test_a_token_is_had_by_put() -> None:
+    made = token({TOKEN_SECONDS: "60"})
+    assert isinstance(made, Token)
+    assert (len(made.body), made.seconds) == (56, 60)
+    for method in ("GET", "HEAD", "POST"):
+        assert token({TOKEN_SECONDS: "60"}, method) == Refused(405)
+    assert token({TOKEN_SECONDS: "60", FORWARDED_FOR: ""}) == Refused(403)
+    assert token({TOKEN_SECONDS: "60"}, vm=None) == Missing()
+
+
+@pytest.mark.parametrize("text", ["", "0", "21601", "-1", "1.5", "60 ", "6_0", "٣", "000060", "x"])
+def test_nobody_gets_a_token_for_another_time(text: str) -> None:
+    assert seconds_asked(text) is None
+    assert token({TOKEN_SECONDS: text}) == Refused(400)
+
+
+def test_a_token_is_good_for_its_vm_and_its_time() -> None:
+    assert seconds_asked(str(MAX_SECONDS)) == MAX_SECONDS
+    made = cast(Token, token({TOKEN_SECONDS: "60"})).body.decode()
+    path = "/datasource/SmallStack"
+    assert show(path, made) == Text(b"true\n")
+    assert show(path, made, now=NOW + 60 * SECOND - 1) == Text(b"true\n")
+    assert show(path, made, now=NOW + 60 * SECOND) == Refused(401)
+    other = View(VmInfo(address=Address(ip_address="198.51.100.6")))
+    later = View(VmInfo(address=VM.info.address, created_on=Time(unix_seconds=9)))
+    assert show(path, made, other) == show(path, made, later) == Refused(401)
+    assert not Tokens().is_good(made, VM.info, NOW)
+
+
+@given(st.text(max_size=80) | st.binary(min_size=40, max_size=40).map(lambda raw: raw.hex()[:56]))
+def test_what_is_no_token_is_refused(text: str) -> None:
+    assert not TOKENS.is_good(text, VM.info, NOW)
+
+
+@given(st.integers(0, 40 * 8 - 1), st.integers(1, MAX_SECONDS))
+def test_a_turned_bit_is_noticed(bit: int, seconds: int) -> None:
+    raw = bytearray(base64.urlsafe_b64decode(TOKENS.issue(VM.info, seconds, NOW)))
+    raw[bit // 8] ^= 1 << bit % 8
+    assert not TOKENS.is_good(base64.urlsafe_b64encode(raw).decode(), VM.info, NOW)
+
+
+def test_what_needs_a_token() -> None:
+    good = TOKENS.issue(VM.info, 60, NOW).decode()
+    key, data = f"{IDENTITY}/X.509-key", "/latest/is-externally-patchable"
+    for path in (key, data, "/*", "/latest/", "/none"):
+        assert show(path, "", tokens_for="nothing") == ask(path)
+        assert show(path, "bad") == Refused(401)
+        assert show(path, good, tokens_for="credentials") == ask(path)
+        assert show(path, good, tokens_for="everything") == ask(path)
+        assert show(path, "", tokens_for="everything") == Refused(401)
+        held = show(path, "", tokens_for="credentials")
+        assert held == (Refused(401) if path == key else ask(path))
+    for path in ("/datasource/SmallStack", "/nocloud/meta-data", "/nocloud/user-data"):
+        assert show(path, "", tokens_for="everything") == ask(path)
 
 
 # HTTP

@@ -1,6 +1,7 @@
 """The metadata service as guests see it: over a bridge, through the guard, in its own namespace."""
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import socket
@@ -18,6 +19,7 @@ from smallstack.network.metadata.server import CONNECTIONS_PER_ADDRESS, Metadata
 from smallstack.network.names import service_name
 from smallstack.network.netlink import Netlink
 from smallstack.proto.vm import Address, VmInfo
+from smallstack.telemetry.errors import SmallStackError
 from tests.network.world import SUBNET, Guest, settled
 
 pytestmark = [pytest.mark.root]
@@ -30,11 +32,16 @@ CONTROL_PORT = 6976
 class View:
     info: VmInfo
     user_data: Path | None = None
+    credentials: Path | None = None
+
+
+async def signed(data: bytes) -> bytes:
+    return b"signature of " + data[:9] + bytes(200)
 
 
 @pytest.fixture
 async def service(netlink: Netlink, bridge: Bridge, guard: Guard) -> AsyncIterator[MetadataServer]:
-    made = MetadataServer(bridge, VMS.get)
+    made = MetadataServer(bridge, VMS.get, sign=signed)
     await made.start(netlink, CONTROL_PORT)
     await made.set_subnets([SUBNET])
     await guard.install(services=[service_name(bridge.name)])
@@ -110,6 +117,94 @@ async def test_appendix_1(
     VMS.clear()
     assert await fetch("/datasource/SmallStack") == (404, b"")
     assert service.counters == {"200": 11, "404": 3}
+
+
+def ask(
+    path: str, method: str = "GET", **headers: str
+) -> tuple[int, bytes, http.client.HTTPMessage]:
+    connection = http.client.HTTPConnection(METADATA, timeout=10)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, headers=named)
+        reply = connection.getresponse()
+        return reply.status, reply.read(), reply.headers
+    finally:
+        connection.close()
+
+
+async def test_tokens(service: MetadataServer, guard: Guard, plug: Plug) -> None:
+    """As EC2's clients ask for them; the answer goes no further than to the guest itself."""
+    guest, other = plug("198.51.100.5"), plug("198.51.100.6")
+    await add(service, guard, guest, None)
+    await add(service, guard, other, None)
+    path = "/latest/api/token"
+    with guest.packet_socket() as wire:
+        wire.settimeout(10)
+        status, token, headers = await guest.run(
+            lambda: ask(path, "PUT", X_aws_ec2_metadata_token_ttl_seconds="600")
+        )
+        assert (status, len(token)) == (200, 56)
+        assert headers["X-Aws-Ec2-Metadata-Token-Ttl-Seconds"] == "600"
+        while token not in (frame := await asyncio.to_thread(wire.recv, 2048)):
+            pass
+        assert frame[14 + 8] == 1  # the time to live of IPv4 behind the Ethernet header
+    shown = {"X_aws_ec2_metadata_token": token.decode()}
+    for caller, expected in ((guest, 200), (other, 401)):
+        status, _, _ = await caller.run(lambda: ask("/datasource/SmallStack", **shown))
+        assert status == expected
+    status, body, headers = await guest.run(lambda: ask(path))
+    assert (status, body, headers["Allow"]) == (405, b"", "PUT")
+    for wrong, expected in (
+        ({}, 400),
+        ({"X_aws_ec2_metadata_token_ttl_seconds": "99999"}, 400),
+        ({"X_aws_ec2_metadata_token_ttl_seconds": "60", "X_Forwarded_For": "10.0.0.1"}, 403),
+    ):
+        status, body, _ = await guest.run(lambda wrong=wrong: ask(path, "PUT", **wrong))  # type: ignore[misc]
+        assert (status, body) == (expected, b"")
+
+
+async def test_credentials_are_their_vms(
+    service: MetadataServer, guard: Guard, plug: Plug, tmp_path: Path
+) -> None:
+    guest, other = plug("198.51.100.5"), plug("198.51.100.6")
+    await add(service, guard, guest, None)
+    await add(service, guard, other, None)
+    VMS[guest.ip].credentials, VMS[other.ip].credentials = tmp_path / "a", tmp_path / "b"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "identity.key").write_bytes(b"-----BEGIN PRIVATE KEY-----\n")
+    path = "/latest/dynamic/instance-identity/"
+    status, key, headers = await guest.run(lambda: ask(f"{path}RSA-X.509-key"))
+    assert (status, key) == (200, b"-----BEGIN PRIVATE KEY-----\n")
+    assert headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert (await guest.run(lambda: ask(f"{path}X.509-certificate")))[0] == 404
+    assert (await other.run(lambda: ask(f"{path}RSA-X.509-key")))[0] == 404
+    assert (await other.run(lambda: ask(f"{path}../a/identity.key")))[0] == 404
+    status, signature, _ = await guest.run(lambda: ask(f"{path}signature"))
+    assert (status, max(map(len, signature.split(b"\n")))) == (200, 76)
+    assert base64.b64decode(signature) == await signed(b'{\n    "Ad')
+
+
+async def test_a_key_that_fails_is_told(
+    netlink: Netlink, bridge: Bridge, guard: Guard, plug: Plug, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_: bytes) -> bytes:
+        raise SmallStackError(detail="the key is gone")
+
+    guest = plug("198.51.100.5")
+    path = "/latest/dynamic/instance-identity/signature"
+    for sign, expected in ((broken, 500), (None, 404)):
+        service = MetadataServer(bridge, VMS.get, sign=sign)
+        await service.start(netlink, None)
+        try:
+            await service.set_subnets([SUBNET])
+            await guard.install(services=[service_name(bridge.name)])
+            await add(service, guard, guest, None)
+            assert (await guest.run(lambda: ask(path)))[:2] == (expected, b"")
+        finally:
+            VMS.clear()
+            await service.close()
+    assert "metadata: cannot sign: the key is gone" in caplog.text
 
 
 async def test_without_a_gateway(service: MetadataServer, guard: Guard, plug: Plug) -> None:

@@ -45,6 +45,7 @@ VMS: dict[str, "View"] = {}
 class View:
     info: VmInfo
     user_data: Path | None = None
+    credentials: Path | None = None
 
 
 def port(ip: str) -> Port:

@@ -45,6 +45,7 @@ from smallstack.machine.accelerator import probe
 from smallstack.machine.cgroup import CpuGroups, open_groups, state_name
 from smallstack.machine.errors import CgroupError
 from smallstack.network.book import AddressBook
+from smallstack.network.metadata.routes import Rules, TokensFor
 from smallstack.objects.cache import ObjectCache
 from smallstack.objects.peer import COMPRESSION, Compression
 from smallstack.settings import (
@@ -128,6 +129,12 @@ IDENTITY_CA_FILE = Setting(
 IDENTITY_PROVIDER = Setting(
     "identity_provider", text, "", "base URL of the provider of VMs' credentials"
 )
+METADATA_TOKENS = Setting(
+    "metadata_tokens",
+    choice("nothing", "credentials", "everything"),
+    "nothing",
+    "what guests get of the metadata service only by a token, as EC2's version 2",
+)
 CERT_FILE = Setting("cert_file", path, Path("/etc/ssl/hypervisor/cert.pem"), "own certificate")
 KEY_FILE = Setting("key_file", path, Path("/etc/ssl/hypervisor/key.pem"), "its key")
 INSECURE = Setting("insecure", boolean, False, "no TLS, every right for whoever reaches the port")
@@ -162,6 +169,7 @@ SETTINGS: list[Setting[object]] = [
         CA_FILE,
         IDENTITY_CA_FILE,
         IDENTITY_PROVIDER,
+        METADATA_TOKENS,
         CERT_FILE,
         KEY_FILE,
         TRUSTED_USERS,
@@ -296,6 +304,7 @@ async def _open_agent(
         )
         imports = await asyncio.to_thread(Imports, roots, ledger, policy, values[MAX_IMAGE_SIZE])
         vms: list[Agent] = []
+        key = HostKey(store.directory)
         wiring = await Wiring.open(
             book,
             bridges,
@@ -303,6 +312,8 @@ async def _open_agent(
             lambda ip: vms[0].vms.get(ip) if vms else None,
             # Without certificates every guest would have every right there.
             None if values[INSECURE] else values[PORT],
+            Rules(tokens_for=cast("TokensFor", values[METADATA_TOKENS])),
+            key.sign,
         )
         agent = Agent(
             Parts(
@@ -316,7 +327,7 @@ async def _open_agent(
                 wiring,
                 emulator,
                 imports,
-                HostKey(store.directory),
+                key,
                 values[IDENTITY_PROVIDER],
             ),
             anonymous_creates=values[INSECURE],

@@ -152,6 +152,11 @@ class Vm:
         return self.directory.user_data
 
     @property
+    def credentials(self) -> Path:
+        """The directory with what the guest gets as its identity; see identities.py."""
+        return self.directory.path
+
+    @property
     def gone(self) -> bool:
         """Whether it was deleted."""
         return self._gone

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from smallstack.network.book import AddressBook
 from smallstack.network.dhcp.server import DhcpServer
 from smallstack.network.errors import NetworkError, SubnetMissingError
-from smallstack.network.metadata.server import Lookup
+from smallstack.network.metadata.routes import Rules
+from smallstack.network.metadata.server import Lookup, Sign
 from smallstack.network.metadata.tracers import Tracers
 from smallstack.network.room import BridgeSpec, Network, Port
 from smallstack.network.tap import Tap, delete_tap, list_taps, tap_name
@@ -69,15 +70,19 @@ class Wiring:
         address: str | None,
         lookup: Lookup,
         control_port: int | None,
+        rules: Rules | None = None,
+        sign: Sign | None = None,
     ) -> "Wiring":
         """Serve the named bridges, or all there are. With an ``address`` the first one is made
-        if it is missing, and gets it. Raises NetworkError."""
+        if it is missing, and gets it; the rest as in `Network.open`. Raises NetworkError."""
         specs = [
             BridgeSpec(name, address if first else None, create=first and address is not None)
             for name in names
             for first in [name == names[0]]
         ]
-        network = await Network.open(book, specs, lookup=lookup, control_port=control_port)
+        network = await Network.open(
+            book, specs, lookup=lookup, control_port=control_port, rules=rules, sign=sign
+        )
         return cls(network, book)
 
     @property

@@ -1,6 +1,7 @@
 """RSA keys, for those who ask for that kind: identity providers of the ecosystem."""
 
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -19,10 +20,25 @@ def make_rsa_key() -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def public_key(private: bytes) -> bytes:
-    """The public key of a private one in PEM: PKIX in PEM. Raises ValueError."""
+def load_rsa_key(private: bytes) -> rsa.RSAPrivateKey:
+    """A key that `make_rsa_key` made: nobody else writes that file, so it is not proved again.
+
+    Raises ValueError, TypeError.
+    """
     try:
-        key = load_pem_private_key(private, None)
+        key = load_pem_private_key(private, None, unsafe_skip_rsa_key_validation=True)
     except TypeError:
         raise ValueError("the key is encrypted: there must be no password") from None
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise TypeError("it is no RSA key")
+    return key
+
+
+def public_pem(key: rsa.RSAPrivateKey) -> bytes:
+    """Its public half: PKIX in PEM."""
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def sign(key: rsa.RSAPrivateKey, data: bytes) -> bytes:
+    """The signature of some bytes: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017). Some milliseconds."""
+    return key.sign(data, padding.PKCS1v15(), hashes.SHA256())

@@ -25,7 +25,8 @@ from smallstack.network.bridge import Bridge, choose_bridge, ensure_bridge, list
 from smallstack.network.dhcp.server import DhcpServer
 from smallstack.network.errors import NetworkError, NoUsableBridgeError, VlanMissingError
 from smallstack.network.guard import Guard, Guest
-from smallstack.network.metadata.server import Lookup, MetadataServer
+from smallstack.network.metadata.routes import Rules
+from smallstack.network.metadata.server import Lookup, MetadataServer, Sign
 from smallstack.network.metadata.tracers import Tracers
 from smallstack.network.monitor import LinkChange, LinkMonitor, until_operational
 from smallstack.network.names import service_name
@@ -92,23 +93,32 @@ class Network:
         *,
         lookup: Lookup,
         control_port: int | None,
+        rules: Rules | None = None,
+        sign: Sign | None = None,
     ) -> "Network":
         """Serve these bridges, or with none named every bridge there is.
 
-        ``lookup`` finds a VM by its primary address, for the metadata service; ``control_port`` is
-        opened beside it, unless it is None. Raises NetworkError; then nothing is left behind but a
-        bridge that was made.
+        ``lookup`` finds a VM by its primary address, for the metadata service, whose ``rules`` and
+        ``sign`` the others are; ``control_port`` is opened beside it, unless it is None. Raises
+        NetworkError; then nothing is left behind but a bridge that was made.
         """
         network = cls(await Netlink.open(), book)
         try:
-            await network._start(bridges, lookup, control_port)
+            await network._start(
+                bridges,
+                lambda bridge: MetadataServer(bridge, lookup, network.tracers, rules, sign),
+                control_port,
+            )
         except BaseException:
             await network.close()
             raise
         return network
 
     async def _start(
-        self, specs: Sequence[BridgeSpec], lookup: Lookup, control_port: int | None
+        self,
+        specs: Sequence[BridgeSpec],
+        serving: Callable[[Bridge], MetadataServer],
+        control_port: int | None,
     ) -> None:
         for spec in specs:
             await ensure_bridge(self.netlink, spec.name, spec.address, create=spec.create)
@@ -118,7 +128,7 @@ class Network:
         if not self.bridges:
             raise NoUsableBridgeError(subnet="any", vlan_id=0, known="none")
         for bridge in self.bridges.values():
-            service = MetadataServer(bridge, lookup, self.tracers)
+            service = serving(bridge)
             await service.start(self.netlink, control_port)
             self.services[bridge.name] = service
         for name in self.bridges:

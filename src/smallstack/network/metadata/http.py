@@ -7,15 +7,21 @@ lines. `Reader` returns a request, `None` for "need more", or raises `HttpError`
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
+from types import MappingProxyType
 from urllib.parse import unquote_to_bytes
 
 from smallstack.telemetry.errors import SmallStackError
 
 HEAD_LIMIT = 8192
 LINE_LIMIT = 100
+TOKEN = "x-aws-ec2-metadata-token"
+TOKEN_SECONDS = "x-aws-ec2-metadata-token-ttl-seconds"
+FORWARDED_FOR = "x-forwarded-for"
+KEPT = (TOKEN, TOKEN_SECONDS, FORWARDED_FOR)
+"""The headers that whoever answers looks at."""
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VERSION = re.compile(rb"HTTP/(\d)\.(\d)")
@@ -31,11 +37,12 @@ class HttpError(SmallStackError):
 @dataclass(frozen=True)
 class Request:
     """One request's head. ``path`` is decoded and has no query; ``keep_alive`` says whether
-    another request may follow."""
+    another request may follow; ``headers`` are those of KEPT, by lower-case name."""
 
     method: str
     path: str
     keep_alive: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reader:
@@ -88,6 +95,11 @@ def _parse(head: bytes) -> Request:
         method=method.decode("ascii"),
         path=_path(target),
         keep_alive=persistent and b"close" not in wanted and not has_body,
+        headers={
+            name: headers[name.encode()].decode("ascii", "replace")
+            for name in KEPT
+            if name.encode() in headers
+        },
     )
 
 
@@ -117,15 +129,24 @@ def _path(target: bytes) -> str:
 
 
 def response_head(
-    status: int, length: int, content_type: str, *, keep_alive: bool, now: float
+    status: int,
+    length: int,
+    content_type: str,
+    *,
+    keep_alive: bool,
+    now: float,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> bytes:
-    """Status line and headers of a reply whose body has ``length`` bytes; ``now`` is Unix time."""
-    headers: Mapping[str, str] = {
+    """Status line and headers of a reply whose body has ``length`` bytes; ``now`` is Unix time.
+
+    ``headers`` are further ones.
+    """
+    usual = {
         "Date": formatdate(now, usegmt=True),
         "Content-Type": content_type,
         "Content-Length": str(length),
         "Connection": "keep-alive" if keep_alive else "close",
     }
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += [f"{name}: {value}" for name, value in {**usual, **headers}.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")

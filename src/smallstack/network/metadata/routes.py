@@ -6,7 +6,10 @@ Paths (the paper's Appendix 1)::
     /latest/is-externally-patchable             true
     /latest/dynamic/epoch-time                  <seconds>.<nanoseconds, 9 digits>
     /latest/dynamic/instance-identity/document  the VM's record, JSON indented by four spaces
+    …/instance-identity/signature               of that document, by the Hypervisor's key; base64
+    …/instance-identity/X.509-certificate, …    who the VM is, and its keys: `CREDENTIALS`; or 404
     /latest/user-data                           the VM's user data, byte for byte, or 404
+    /latest/api/token                           by PUT: a token, see tokens
     /nocloud/meta-data                          instance id and host name, JSON (and so YAML)
     /nocloud/user-data                          the user data again, empty if there are none
     /nocloud/vendor-data                        empty
@@ -16,22 +19,52 @@ Paths (the paper's Appendix 1)::
 Those of ``nocloud`` are what cloud-init's data source of that name asks for below the URL that it
 finds in the SMBIOS serial number; it takes a 404 for a passing failure and asks again and again.
 
-Anything else, and any caller that is not a VM, gets 404 with an empty body. Method and headers do
-not matter.
+Anything else, and any caller that is not a VM, gets 404 with an empty body. But for that of the
+token the method does not matter, and headers only where they show a token: one that is no good is
+refused, and `Rules.tokens_for` says what cannot be had without.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
+from smallstack.network.metadata.document import identity_document
+from smallstack.network.metadata.http import FORWARDED_FOR, TOKEN, TOKEN_SECONDS, Request
+from smallstack.network.metadata.tokens import Tokens, seconds_asked
 from smallstack.proto.vm import VmInfo
 
 TEXT: Final = "text/plain; charset=utf-8"
 BINARY: Final = "application/octet-stream"
 NANOSECONDS: Final = 1_000_000_000
 NOCLOUD: Final = "/nocloud"
+IDENTITY: Final = "/latest/dynamic/instance-identity"
+TOKEN_PATH: Final = "/latest/api/token"
+
+CERTIFICATE: Final = "identity.cert"
+KEY: Final = "identity.key"
+RSA_SSH_CERTIFICATE: Final = "identity-RSA.SSH-cert"
+ED25519_CERTIFICATE: Final = "identity-Ed25519.X509-cert"
+ED25519_KEY: Final = "identity-Ed25519.X509-key"
+ED25519_SSH_CERTIFICATE: Final = "identity-Ed25519.SSH-cert"
+ED25519_SSH_KEY: Final = "identity-Ed25519.SSH-key"
+
+CREDENTIALS: Final[Mapping[str, str]] = {
+    "X.509-certificate": CERTIFICATE,
+    "X.509-key": KEY,
+    "RSA-X.509-certificate": CERTIFICATE,
+    "RSA-X.509-key": KEY,
+    "RSA-SSH-certificate": RSA_SSH_CERTIFICATE,
+    "RSA-SSH-key": KEY,
+    "Ed25519-X.509-certificate": ED25519_CERTIFICATE,
+    "Ed25519-X.509-key": ED25519_KEY,
+    "Ed25519-SSH-certificate": ED25519_SSH_CERTIFICATE,
+    "Ed25519-SSH-key": ED25519_SSH_KEY,
+}
+"""Names below `IDENTITY`, and the files in the VM's directory that they are, as upstream's."""
+
+TokensFor = Literal["nothing", "credentials", "everything"]
 
 
 class VmView(Protocol):
@@ -45,10 +78,29 @@ class VmView(Protocol):
     def user_data(self) -> Path | None:
         """The file with the VM's user data, which need not exist."""
 
+    @property
+    def credentials(self) -> Path | None:
+        """The directory with the files of `CREDENTIALS`, none of which need exist."""
+
 
 @dataclass(frozen=True)
 class Text:
     """An answer that is at hand."""
+
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Token:
+    """An answer that must go no further than to the guest itself."""
+
+    body: bytes
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Signed:
+    """An answer that is the signature of these bytes."""
 
     body: bytes
 
@@ -59,6 +111,7 @@ class File:
 
     path: Path
     otherwise: bytes | None = None
+    content_type: str = BINARY
 
 
 @dataclass(frozen=True)
@@ -66,9 +119,27 @@ class Missing:
     """404 with an empty body."""
 
 
-Answer = Text | File | Missing
+@dataclass(frozen=True)
+class Refused:
+    """Another status, with an empty body."""
+
+    status: int
+
+
+Answer = Text | Token | Signed | File | Missing | Refused
 Document = Callable[[VmInfo], bytes]
 """Turns a VM's record into the identity document."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a service answers."""
+
+    document: Document = identity_document
+    tokens: Tokens = field(default_factory=Tokens)
+    tokens_for: TokensFor = "nothing"
+    """What only those get who show a token. Never what tells that the service is here, and not
+    what cloud-init fetches, which has none."""
 
 
 def _true(_vm: VmView, _now: int, _document: Document) -> Answer:
@@ -82,6 +153,19 @@ def _epoch_time(_vm: VmView, now: int, _document: Document) -> Answer:
 
 def _identity(vm: VmView, _now: int, document: Document) -> Answer:
     return Text(document(vm.info))
+
+
+def _signature(vm: VmView, _now: int, document: Document) -> Answer:
+    return Signed(document(vm.info))
+
+
+def _credential(name: str) -> "_Route":
+    def route(vm: VmView, _now: int, _document: Document) -> Answer:
+        if vm.credentials is None:
+            return Missing()
+        return File(vm.credentials / name, content_type=TEXT)
+
+    return route
 
 
 def _user_data(vm: VmView, _now: int, _document: Document) -> Answer:
@@ -105,11 +189,14 @@ def _nothing(_vm: VmView, _now: int, _document: Document) -> Answer:
     return Text(b"")
 
 
-PATHS: Final[Mapping[str, Callable[[VmView, int, Document], Answer]]] = {
+_Route = Callable[[VmView, int, Document], Answer]
+PATHS: Final[Mapping[str, _Route]] = {
     "/datasource/SmallStack": _true,
     "/latest/is-externally-patchable": _true,
     "/latest/dynamic/epoch-time": _epoch_time,
-    "/latest/dynamic/instance-identity/document": _identity,
+    f"{IDENTITY}/document": _identity,
+    f"{IDENTITY}/signature": _signature,
+    **{f"{IDENTITY}/{name}": _credential(file) for name, file in CREDENTIALS.items()},
     "/latest/user-data": _user_data,
     f"{NOCLOUD}/meta-data": _nocloud,
     f"{NOCLOUD}/user-data": _nocloud_user_data,
@@ -117,17 +204,42 @@ PATHS: Final[Mapping[str, Callable[[VmView, int, Document], Answer]]] = {
 }
 
 
-def answer(path: str, vm: VmView | None, now: int, document: Document) -> Answer:
-    """What ``vm`` gets for ``path`` at ``now``, nanoseconds since the epoch."""
+def answer(request: Request, vm: VmView | None, now: int, rules: Rules) -> Answer:
+    """What ``vm`` gets for a request at ``now``, nanoseconds since the epoch."""
     if vm is None:
         return Missing()
+    path, headers = request.path, request.headers
+    if path == TOKEN_PATH:
+        return _token(request, vm, now, rules.tokens)
+    if TOKEN in headers:
+        if not rules.tokens.is_good(headers[TOKEN], vm.info, now):
+            return Refused(401)
+    elif _needs_token(path, rules.tokens_for):
+        return Refused(401)
     known = PATHS.get(path)
     if known is not None:
-        return known(vm, now, document)
+        return known(vm, now, rules.document)
     listed = {name[1:] for name in PATHS} if path == "/*" else _following(path)
     if not listed:
         return Missing()
     return Text("".join(f"{name}\n" for name in sorted(listed)).encode())
+
+
+def _token(request: Request, vm: VmView, now: int, tokens: Tokens) -> Answer:
+    if request.method != "PUT":
+        return Refused(405)
+    if FORWARDED_FOR in request.headers:
+        return Refused(403)  # it comes through a proxy: from who knows where
+    seconds = seconds_asked(request.headers.get(TOKEN_SECONDS, ""))
+    if seconds is None:
+        return Refused(400)
+    return Token(tokens.issue(vm.info, seconds, now), seconds)
+
+
+def _needs_token(path: str, tokens_for: TokensFor) -> bool:
+    if tokens_for == "everything":
+        return path != "/datasource/SmallStack" and not path.startswith(f"{NOCLOUD}/")
+    return tokens_for == "credentials" and path.removeprefix(f"{IDENTITY}/") in CREDENTIALS
 
 
 def _following(path: str) -> set[str]:

@@ -10,27 +10,36 @@ requests at once and 50 a second per address, beyond which a caller waits.
 """
 
 import asyncio
+import base64
 import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from smallstack.network.bridge import Bridge
 from smallstack.network.metadata.cable import Cable
-from smallstack.network.metadata.document import identity_document
-from smallstack.network.metadata.http import HttpError, Reader, Request, response_head
+from smallstack.network.metadata.http import (
+    TOKEN_SECONDS,
+    HttpError,
+    Reader,
+    Request,
+    response_head,
+)
 from smallstack.network.metadata.pace import Pace
 from smallstack.network.metadata.routes import (
-    BINARY,
     TEXT,
-    Document,
     File,
     Missing,
+    Refused,
+    Rules,
+    Signed,
     Text,
+    Token,
     VmView,
     answer,
 )
@@ -38,7 +47,7 @@ from smallstack.network.metadata.tracers import Tracers
 from smallstack.network.netlink import Netlink
 from smallstack.network.subnets import network_of
 from smallstack.proto.vm import Subnet
-from smallstack.telemetry.errors import describe
+from smallstack.telemetry.errors import SmallStackError, describe
 
 _log = logging.getLogger("smallstack.network")
 IDLE_SECONDS = 5
@@ -46,7 +55,11 @@ STALL_SECONDS = 30
 CONNECTIONS_PER_ADDRESS = 32
 REQUESTS_PER_SECOND, REQUESTS_AT_ONCE = 50, 100
 CHUNK = 64 * 1024
+TOKEN_HOPS = 1
+"""How many networks a token crosses: it reaches the guest, and nothing that the guest routes to."""
 Lookup = Callable[[str], VmView | None]
+Sign = Callable[[bytes], Awaitable[bytes]]
+"""Signs with the Hypervisor's key; raises SmallStackError."""
 
 
 class MetadataServer:
@@ -57,15 +70,17 @@ class MetadataServer:
         bridge: Bridge,
         lookup: Lookup,
         tracers: Tracers | None = None,
-        document: Document = identity_document,
+        rules: Rules | None = None,
+        sign: Sign | None = None,
     ) -> None:
-        """``lookup`` finds a VM by its primary address."""
+        """``lookup`` finds a VM by its primary address. Without ``sign`` there is no signature."""
         self.bridge = bridge
         self.tracers = tracers or Tracers()
         self.counters: Counter[str] = Counter()
         """Replies by status, and refused connections."""
         self._lookup = lookup
-        self._document = document
+        self._rules = rules or Rules()
+        self._sign = sign
         self._cable: Cable | None = None
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], str] = {}
@@ -175,13 +190,22 @@ class MetadataServer:
 
     async def _answer(self, peer: str, request: Request, writer: asyncio.StreamWriter) -> None:
         self.tracers.offer(peer, request.path)
-        found = answer(request.path, self._lookup(peer), time.time_ns(), self._document)
+        found = answer(request, self._lookup(peer), time.time_ns(), self._rules)
         bodiless, keep = request.method == "HEAD", request.keep_alive
+        if isinstance(found, Signed):
+            found = await self._signature(found.body)
         if isinstance(found, Text):
             await self._reply(writer, 200, found.body, TEXT, keep_alive=keep, bodiless=bodiless)
             return
+        if isinstance(found, Token):
+            await self._reply_token(writer, found, keep_alive=keep)
+            return
+        if isinstance(found, Refused):
+            headers = {"Allow": "PUT"} if found.status == 405 else {}
+            await self._reply(writer, found.status, b"", TEXT, keep_alive=keep, headers=headers)
+            return
         if isinstance(found, File):
-            if await self._send_file(found.path, request, writer):
+            if await self._send_file(found, request, writer):
                 return
             if found.otherwise is not None:
                 body = found.otherwise
@@ -191,8 +215,25 @@ class MetadataServer:
             raise TypeError(found)
         await self._reply(writer, 404, b"", TEXT, keep_alive=keep)
 
-    async def _send_file(self, path: Path, request: Request, writer: asyncio.StreamWriter) -> bool:
-        loop = asyncio.get_running_loop()
+    async def _signature(self, body: bytes) -> Text | Missing | Refused:
+        if self._sign is None:
+            return Missing()
+        try:
+            return Text(base64.encodebytes(await self._sign(body)))
+        except SmallStackError as error:
+            _log.warning("metadata: cannot sign: %s", error)
+            return Refused(500)
+
+    async def _reply_token(
+        self, writer: asyncio.StreamWriter, token: Token, *, keep_alive: bool
+    ) -> None:
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, TOKEN_HOPS)
+        headers = {TOKEN_SECONDS: str(token.seconds)}
+        await self._reply(writer, 200, token.body, TEXT, keep_alive=keep_alive, headers=headers)
+
+    async def _send_file(self, found: File, request: Request, writer: asyncio.StreamWriter) -> bool:
+        loop, path = asyncio.get_running_loop(), found.path
         try:
             file, size, chunk = await loop.run_in_executor(None, _open, path)
         except FileNotFoundError:
@@ -201,7 +242,7 @@ class MetadataServer:
             _log.warning("metadata: cannot read %s: %s", path, describe(error))
             return False
         try:
-            self._write_head(writer, 200, size, BINARY, keep_alive=request.keep_alive)
+            self._write_head(writer, 200, size, found.content_type, keep_alive=request.keep_alive)
             left = 0 if request.method == "HEAD" else size
             while left and chunk:
                 writer.write(chunk[:left])
@@ -225,8 +266,11 @@ class MetadataServer:
         *,
         keep_alive: bool,
         bodiless: bool = False,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._write_head(writer, status, len(body), content_type, keep_alive=keep_alive)
+        self._write_head(
+            writer, status, len(body), content_type, keep_alive=keep_alive, headers=headers
+        )
         if not bodiless:
             writer.write(body)
         await _drain(writer)
@@ -239,10 +283,18 @@ class MetadataServer:
         content_type: str,
         *,
         keep_alive: bool,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.counters[str(status)] += 1
         writer.write(
-            response_head(status, length, content_type, keep_alive=keep_alive, now=time.time())
+            response_head(
+                status,
+                length,
+                content_type,
+                keep_alive=keep_alive,
+                now=time.time(),
+                headers=headers,
+            )
         )
 
 

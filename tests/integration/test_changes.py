@@ -24,7 +24,7 @@ async def started_again(cloud: Cloud) -> None:
     await cloud.start_hypervisor()
 
 
-async def test_changes_survive_a_kill(cloud: Cloud) -> None:
+async def changes_survive_a_kill(cloud: Cloud) -> None:
     ip = (await cloud.create(do_not_start=True, owner_users=["olga"])).ip_address
     async with cloud.client(cloud.user("olga")) as client:
         before = await client.get_vm_info(ip)
@@ -94,7 +94,7 @@ REFUSED: list[tuple[Change, str]] = [
 ]
 
 
-async def test_what_is_refused_changes_nothing(cloud: Cloud) -> None:
+async def what_is_refused_changes_nothing(cloud: Cloud) -> None:
     ip = (await cloud.create(do_not_start=True, owner_users=["olga"])).ip_address
     async with (
         cloud.client(cloud.user("olga")) as client,
@@ -116,7 +116,7 @@ async def test_what_is_refused_changes_nothing(cloud: Cloud) -> None:
             await client.become_primary_vm_owner(ip)
 
 
-async def test_an_access_token_stands_in_for_ownership(cloud: Cloud) -> None:
+async def an_access_token_stands_in_for_ownership(cloud: Cloud) -> None:
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as owner, cloud.client(cloud.user("other")) as other:
         token = await owner.get_vm_access_token(ip)
@@ -133,7 +133,7 @@ async def test_an_access_token_stands_in_for_ownership(cloud: Cloud) -> None:
         assert await owner.get_vm_access_token(ip) != token
 
 
-async def test_user_data_go_forth_and_back(cloud: Cloud) -> None:
+async def user_data_go_forth_and_back(cloud: Cloud) -> None:
     ip = (await cloud.create(user_data=b"one", do_not_start=True)).ip_address
     async with cloud.client() as client:
         await client.replace_vm_user_data(ip, b"two")
@@ -149,7 +149,7 @@ async def test_user_data_go_forth_and_back(cloud: Cloud) -> None:
         assert await client.get_vm_user_data(ip) == b"three"
 
 
-async def test_who_holds_a_vm_has_it_alone(cloud: Cloud) -> None:
+async def who_holds_a_vm_has_it_alone(cloud: Cloud) -> None:
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as holder, cloud.client() as other:
         holding = asyncio.create_task(holder.hold_vm_lock(ip, 60 * SECOND))
@@ -178,7 +178,7 @@ async def test_who_holds_a_vm_has_it_alone(cloud: Cloud) -> None:
         await other.hold_vm_lock(ip, 0)
 
 
-async def test_the_machine_itself(cloud: Cloud) -> None:
+async def the_machine_itself(cloud: Cloud) -> None:
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as client:
         directories = await client.list_volume_directories()
@@ -208,7 +208,7 @@ async def test_the_machine_itself(cloud: Cloud) -> None:
         await boss.destroy_vm(ip)
 
 
-async def test_external_leases(cloud: Cloud) -> None:
+async def external_leases(cloud: Cloud) -> None:
     """Any number of times, all of them or none; what is a VM's is not given away."""
     mac = "52:54:00:00:00:01"
     outside = Address(ip_address="198.51.100.200", mac_address=mac)
@@ -226,3 +226,19 @@ async def test_external_leases(cloud: Cloud) -> None:
                 await client.register_external_leases([outside, address])
             assert text in str(raised.value)
         await client.register_external_leases([])
+
+
+async def test_changes(cloud: Cloud) -> None:
+    """All at one agent, which is made once."""
+    for part in (
+        changes_survive_a_kill,
+        what_is_refused_changes_nothing,
+        an_access_token_stands_in_for_ownership,
+        user_data_go_forth_and_back,
+        who_holds_a_vm_has_it_alone,
+        external_leases,
+        the_machine_itself,
+    ):
+        await part(cloud)
+        for ip in await cloud.states():
+            await cloud.destroy(ip)

@@ -25,7 +25,7 @@ def files(cloud: Cloud, ip: str) -> list[Path]:
     return [Path(location.filename) for location in found.volume_locations]
 
 
-async def test_there_and_back(cloud: Cloud) -> None:
+async def there_and_back(cloud: Cloud, _: Path) -> None:
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as client:
         await client.add_vm_volumes(ip, [MIB])
@@ -75,7 +75,7 @@ def shown(path: Path, out: Path) -> bytes:
     return out.read_bytes()
 
 
-async def test_a_volume_is_sent_by_what_differs(cloud: Cloud, tmp_path: Path) -> None:
+async def a_volume_is_sent_by_what_differs(cloud: Cloud, tmp_path: Path) -> None:
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as client:
         await client.add_vm_volumes(ip, [4 * MIB + 512])
@@ -106,7 +106,7 @@ async def test_a_volume_is_sent_by_what_differs(cloud: Cloud, tmp_path: Path) ->
         await client.change_vm_tags(ip, {"it": "is held no more"})
 
 
-async def test_the_words_of_the_protocol(cloud: Cloud) -> None:
+async def the_words_of_the_protocol(cloud: Cloud, _: Path) -> None:
     """As upstream's receivers speak: the extra files, all hashes before anything is read."""
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as client:
@@ -150,3 +150,11 @@ async def test_the_words_of_the_protocol(cloud: Cloud) -> None:
                     await conn.flush()
                     assert text in (await conn.decode(Block)).error
                     await conn.decode(Block)
+
+
+async def test_snapshots_and_what_is_sent(cloud: Cloud, tmp_path: Path) -> None:
+    """All at one agent, which is made once."""
+    for part in (there_and_back, a_volume_is_sent_by_what_differs, the_words_of_the_protocol):
+        await part(cloud, tmp_path)
+        for ip in await cloud.states():
+            await cloud.destroy(ip)

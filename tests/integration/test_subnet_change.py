@@ -56,13 +56,18 @@ async def test_it_goes_and_is_the_same(cloud: Cloud) -> None:
             with pytest.raises(ServiceError, match=text):
                 await client.change_vm_subnet(ip, subnet)
         assert await free(cloud) == {"test": 3, "other": 1, "shut": 0}
-        assert await client.change_vm_subnet(ip, "other") == OTHER.ip_address
+        async with cloud.client() as second:  # one change after the other
+            moved, _ = await asyncio.gather(
+                client.change_vm_subnet(ip, "other"), second.change_vm_cpu_priority(ip, 3)
+            )
+        assert moved == OTHER.ip_address
     for _ in range(2):
         async with cloud.client(cloud.user("olga")) as client:
             after = await client.get_vm_info(OTHER.ip_address)
             assert after == VmInfo(
                 **{name: getattr(before, name) for name in before.__struct_fields__}
-                | {"address": OTHER, "subnet_id": "other", "root_file_system_label": label_of(ip)}
+                | {"address": OTHER, "subnet_id": "other"}
+                | {"cpu_priority": 3, "root_file_system_label": label_of(ip)}
             )
             assert after.identity_expires == Time()
             assert await client.get_vm_user_data(OTHER.ip_address) == b"mine"
@@ -99,17 +104,3 @@ async def test_a_kill_on_the_way_leaves_it_where_it_was(cloud: Cloud) -> None:
                 assert await client.get_vm_info(ip) == before
             assert await free(cloud) == {"test": 3, "other": 1, "shut": 0}
             assert cloud.look().files == files
-
-
-async def test_two_changes_at_once(cloud: Cloud) -> None:
-    """One after the other, whichever is first."""
-    ip = await with_another_subnet(cloud)
-    async with cloud.client() as one, cloud.client() as other:
-        done = await asyncio.gather(
-            one.change_vm_subnet(ip, "other"),
-            other.change_vm_tags(ip, {"a": "b"}),
-            return_exceptions=True,
-        )
-        assert done[0] == OTHER.ip_address
-        infos = await one.get_vm_infos()
-        assert [info.address for info in infos] == [OTHER]

@@ -37,7 +37,7 @@ async def started_again(cloud: Cloud) -> None:
     await cloud.start_hypervisor()
 
 
-async def test_more_fewer_another_order(cloud: Cloud) -> None:
+async def more_fewer_another_order(cloud: Cloud) -> None:
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as client:
         await client.add_vm_volumes(ip, [MIB, 2 * MIB + 1])
@@ -91,7 +91,7 @@ REFUSED: list[tuple[Callable[[HypervisorClient, str], Awaitable[object]], str]] 
 ]
 
 
-async def test_what_is_refused_leaves_nothing(cloud: Cloud) -> None:
+async def what_is_refused_leaves_nothing(cloud: Cloud) -> None:
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as client:
         await client.add_vm_volumes(ip, [MIB])
@@ -118,7 +118,7 @@ def blocks(path: Path) -> int:
     return int(line.split()[-1])
 
 
-async def test_a_root_grows_and_shrinks_with_its_file_system(cloud: Cloud) -> None:
+async def a_root_grows_and_shrinks_with_its_file_system(cloud: Cloud) -> None:
     """From a layer over a brick, in place, and back; clean each time, with what was in it."""
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as client:
@@ -138,7 +138,7 @@ async def test_a_root_grows_and_shrinks_with_its_file_system(cloud: Cloud) -> No
         assert (await client.get_vm_info(ip)).volumes[0].size == size
 
 
-async def test_a_volume_that_is_a_file_system_grows_in_place(cloud: Cloud) -> None:
+async def a_volume_that_is_a_file_system_grows_in_place(cloud: Cloud) -> None:
     """A damaged one does not, and is told of; the volume is larger all the same."""
     ip = (await cloud.create(do_not_start=True)).ip_address
     async with cloud.client() as client:
@@ -178,3 +178,16 @@ async def test_a_volume_moves(bare_cloud: Cloud) -> None:
         assert found.volume_storage_indices == [0, 1]
         await client.delete_vm_volume(ip, 1)
         assert not moved.parent.exists()
+
+
+async def test_volumes(cloud: Cloud) -> None:
+    """All at one agent, which is made once."""
+    for part in (
+        more_fewer_another_order,
+        what_is_refused_leaves_nothing,
+        a_root_grows_and_shrinks_with_its_file_system,
+        a_volume_that_is_a_file_system_grows_in_place,
+    ):
+        await part(cloud)
+        for ip in await cloud.states():
+            await cloud.destroy(ip)

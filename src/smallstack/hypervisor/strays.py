@@ -16,21 +16,31 @@ _STRAY: Final = re.compile(r"(root|secondary-volume)(\.\d+)?(~|\.snapshot(:.*)?~
 
 def remove_strays(record: LocalVmInfo, layer: Layer) -> None:
     """Remove what a crash has left of a change: files with volumes' names that no volume has, and
-    what a raw volume was to become. Blocks. Raises OSError."""
-    named = {location.filename for location in record.volume_locations}
-    for directory in {location.directory_to_cleanup for location in record.volume_locations}:
-        place = Path(directory)
-        if place.name != record.vm_info.address.ip_address or not place.is_dir():
+    what a raw volume was to become. Blocks. Raises OSError.
+
+    Where a volume's file is missing nothing is removed: then more is wrong than a crash explains.
+    """
+    paths = [Path(location.filename) for location in record.volume_locations]
+    if not all(path.is_file() for path in paths):
+        return
+    # By what they are, not by how the record spells them: a volume must never be taken for none.
+    known = {_identity(path) for path in paths}
+    for place in {path.parent for path in paths}:
+        if place.name != record.vm_info.address.ip_address:
             continue
         for path in place.iterdir():
-            if str(path) not in named and _STRAY.fullmatch(path.name):
+            if _STRAY.fullmatch(path.name) and _identity(path) not in known:
                 _log.warning("removing %s: no volume of the VM", path)
                 path.unlink()
-    for volume, location in zip(record.vm_info.volumes, record.volume_locations, strict=False):
-        path = Path(location.filename)
+    for volume, path in zip(record.vm_info.volumes, paths, strict=False):
         layered = path.name == ROOT and bool(layer.backing)
-        if volume.format is VolumeFormat.RAW and not layered and path.is_file():
+        if volume.format is VolumeFormat.RAW and not layered:
             _cut(path, volume.size)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _cut(path: Path, size: int) -> None:

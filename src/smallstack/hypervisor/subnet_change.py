@@ -94,18 +94,16 @@ async def change_subnet(
         await book.release(address)
         raise RequestError(detail=f"the VM is in subnet {subnet.id} already")
 
-    async def work() -> Address:
+    async def work() -> None:
         old = vm.info.address
         await _move(agent, vm, address, subnet.id, on_point)
-        return old
+        await agent.parts.ledger.readdress(old, vm.record)
 
     try:
-        old = await outlast(vm.apply(work, stopped=True))
-    except BaseException:
+        await outlast(vm.apply(work, stopped=True))
+    finally:
         if vm.info.address != address:
             await outlast(book.release(address))
-        raise
-    await outlast(agent.parts.ledger.readdress(old, vm.record))
 
 
 async def _move(

@@ -139,7 +139,7 @@ class VolumeChanges:
                 raise RequestError(detail="the volume has snapshots: discard them first")
             if size == volume.size:
                 return
-            layered = bool(self._vm.layer.backing) and self._path(index).name == ROOT
+            layered = self._is_layered(index)
             place = None if layered else await self._file_system(index)
             partitioned = place is not None and place.entry is not None
             if size > volume.size and not layered and not partitioned:
@@ -165,11 +165,12 @@ class VolumeChanges:
             ):
                 return
             ((directory, _),) = self._ledger.place_more(self._vm.ip, [size], index=storage)
-            kept = old.name == ROOT
-            new = directory / self._vm.ip / ROOT if kept else self._new_file(directory, SECONDARY)
+            # A layer would leave its brick behind: it is written anew as a disk of its own.
+            layered = self._is_layered(index)
+            new = self._new_file(directory, f"{ROOT}." if index == 0 else SECONDARY)
             async with self._files([(new, size)]):
                 with full_disk(new):
-                    await copy_disk(old, new)
+                    await copy_disk(old, new, "qcow2" if layered else "raw")
 
                 def edit(record: LocalVmInfo) -> None:
                     record.volume_locations[index] = _location(new)
@@ -296,6 +297,9 @@ class VolumeChanges:
 
     def _path(self, index: int) -> Path:
         return Path(self._vm.record.volume_locations[index].filename)
+
+    def _is_layered(self, index: int) -> bool:
+        return bool(self._vm.layer.backing) and self._path(index).name == ROOT
 
     def _snapshots(self, index: int) -> list[Path]:
         path = self._path(index)

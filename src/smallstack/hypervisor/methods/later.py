@@ -23,7 +23,7 @@ LATER: Final[dict[str, str]] = {
     "CommitImportedVm": "create the VM anew, from a disk image of its root",
     "CopyVm": "create another VM from the same image",
     "DebugVmImage": "create another VM from the image to look at",
-    "ExportLocalVm": "stop the VM and copy its volumes",
+    "ExportLocalVm": "stop the VM and get its volumes by GetVmVolume",
     "ImportLocalVm": "create the VM anew, from a disk image of its root",
     "MigrateVm": "create the VM anew there, from a disk image of its root",
     "NetbootMachine": "serve the machine's boot files by another DHCP and TFTP server",
@@ -32,10 +32,10 @@ LATER: Final[dict[str, str]] = {
     "PrepareVmForMigration": "stop the VM, and create it anew elsewhere",
     "ReplaceVmCredentials": "give the VM its credentials through its user data",
     "ReplaceVmIdentity": "give the VM its credentials through its user data",
-    "ScanVmRoot": "look at the root from inside the VM",
-    "DiscardVmOldImage": "this agent cannot do that",
-    "ReplaceVmImage": "this agent cannot do that",
-    "RestoreVmImage": "this agent cannot do that",
+    "ScanVmRoot": "get the volume by GetVmVolume, and look at it",
+    "DiscardVmOldImage": "there is none: discard snapshots by DiscardVmSnapshot",
+    "ReplaceVmImage": "create a VM from the new image",
+    "RestoreVmImage": "go back to a snapshot by RestoreVmFromSnapshot",
 }
 """By method: what to do in its place."""
 

@@ -63,7 +63,8 @@ class UserData(Methods):
                     detail=f"{request.size} bytes of user data: at most {MAX_USER_DATA}"
                 )
             with full_disk(vm.user_data):
-                await vm.replace_user_data(lambda path: upload.store(request.size, path))
+                async with vm.hold():
+                    await vm.replace_user_data(lambda path: upload.store(request.size, path))
         except (ConnectionClosedError, PeerStalledError):
             raise
         except SmallStackError:
@@ -74,9 +75,9 @@ class UserData(Methods):
     async def _restore(
         self, call: Call, request: proto.RestoreVmUserDataRequest
     ) -> proto.RestoreVmUserDataResponse:
-        directory = self._mine(call, request.ip_address).directory
+        vm = self._mine(call, request.ip_address)
         try:
-            await asyncio.to_thread(directory.restore_user_data)
+            await vm.apply(lambda: asyncio.to_thread(vm.directory.restore_user_data))
         except FileNotFoundError:
             raise RequestError(detail="there are no old user data to restore") from None
         return proto.RestoreVmUserDataResponse()
@@ -84,6 +85,6 @@ class UserData(Methods):
     async def _discard(
         self, call: Call, request: proto.DiscardVmOldUserDataRequest
     ) -> proto.DiscardVmOldUserDataResponse:
-        directory = self._mine(call, request.ip_address).directory
-        await asyncio.to_thread(directory.discard_old_user_data)
+        vm = self._mine(call, request.ip_address)
+        await vm.apply(lambda: asyncio.to_thread(vm.directory.discard_old_user_data))
         return proto.DiscardVmOldUserDataResponse()

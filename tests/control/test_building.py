@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from smallstack.control.building.build import BuildOptions, Built, build_image, plan
+from smallstack.control.building.build import Built, build_image
 from smallstack.control.building.confine import BuildError
+from smallstack.control.building.plan import BuildOptions, plan
 from smallstack.control.building.publish import copy_tree, put_out
 from smallstack.control.building.room import in_root
 from smallstack.control.images import Progress

@@ -14,7 +14,8 @@ from smallstack.cli.image.target import ImageTarget
 from smallstack.cli.options import Duration, fail, guard, run
 from smallstack.cli.output import emit_record, format_option
 from smallstack.cli.tags import parse_tags
-from smallstack.control.building.build import BuildOptions, Built, build_image, plan
+from smallstack.control.building.build import Built, build_image
+from smallstack.control.building.plan import BuildOptions, plan
 from smallstack.images.model import summarise
 
 RECIPE = "debootstrap:"

@@ -31,10 +31,17 @@ from smallstack.control.building.confine import BuildError, BuildLog, Confinemen
 from smallstack.control.building.debs import (
     DebCache,
     built_at,
-    stanzas,
+    installed_packages,
     write_repository,
 )
-from smallstack.control.building.publish import check_output, copy_tree, put_out, scanned
+from smallstack.control.building.plan import BuildOptions, mirror_of, read_manifest
+from smallstack.control.building.publish import (
+    check_output,
+    copy_tree,
+    newest_mtime,
+    put_out,
+    scanned,
+)
 from smallstack.control.building.room import in_root, work_directory
 from smallstack.control.image_server import ImageServer
 from smallstack.control.images import (
@@ -49,17 +56,15 @@ from smallstack.control.images import (
 from smallstack.images.build import Report, Sink, from_directory
 from smallstack.images.computed import computed_files, with_computed_files
 from smallstack.images.errors import ManifestError
-from smallstack.images.manifest import Bootstrap, Manifest, load_manifest
+from smallstack.images.manifest import Bootstrap, Manifest
 from smallstack.images.model import tree_digest
-from smallstack.images.normalise import NAMES
 from smallstack.images.package_lock import (
     LockedPackage,
     PackageLock,
-    load_lock,
     total_size,
     write_lock,
 )
-from smallstack.proto.filesystem import INODE, FileSystem
+from smallstack.proto.filesystem import FileSystem
 from smallstack.proto.image import Annotation, Filter, Image, Package, Triggers
 from smallstack.proto.kinds import Hash
 from smallstack.settings import cache_directory
@@ -69,25 +74,6 @@ TEST_LIMIT: Final = 10
 """Seconds for one of a manifest's tests, as in the ecosystem."""
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DPKG: Final = ("--force-unsafe-io", "--force-confdef", "--force-confold")
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What to build, and where it goes: to a server under ``name``, or to ``output``."""
-
-    manifest: Path
-    name: str = ""
-    base: Path | None = None
-    """A directory that stands for the source image."""
-    mirror: str = ""
-    """Where a bootstrap's packages are fetched, whatever the manifest says."""
-    sources: str = "image"
-    """Whose apt sources: ``image``, ``host`` or a file of sources.list lines."""
-    lock: bool = False
-    keep: Path | None = None
-    output: Path | None = None
-    expires_in_ns: int = 0
-    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -113,58 +99,6 @@ class Base:
     bootstrap: list[LockedPackage] = field(default_factory=list)
 
 
-def plan(options: BuildOptions) -> list[str]:
-    """A line for every step of a build; raises what reading the manifest raises."""
-    manifest, lock = _read(options)
-    recipe = manifest.recipe
-    lines = []
-    if options.base is not None:
-        lines.append(f"copy {options.base}")
-    elif recipe.bootstrap is not None:
-        where = _mirror(recipe.bootstrap, options)
-        packages = f"{len(lock.bootstrap)} locked packages" if lock else f"packages of {where}"
-        lines.append(f"debootstrap {recipe.bootstrap.suite} of {packages}")
-    else:
-        image = lock.source_image if lock else f"the newest of {recipe.source_image}"
-        lines.append(f"lay out the image {image}")
-    scripts = {
-        name: [f"run {name}/{script}" for script in found]
-        for name, found in manifest.scripts.items()
-    }
-    lines += _overlay_lines(manifest, "files") + scripts.get("pre-install-scripts", [])
-    if manifest.packages:
-        found = f"{len(lock.packages)} locked packages for " if lock else ""
-        lines.append(f"install {found}{', '.join(manifest.packages)}")
-    lines += _overlay_lines(manifest, "post-install-files") + scripts.get("scripts", [])
-    lines += _overlay_lines(manifest, "post-scripts-files")
-    lines += scripts.get("post-cleanup-scripts", []) + scripts.get("tests", [])
-    kept = f" but for {', '.join(recipe.keep)}" if recipe.keep else ""
-    lines.append(f"normalise{kept}")
-    lines.append(f"write {options.output}" if options.output else f"upload {options.name}")
-    return lines + [f"warning: {warning}" for warning in manifest.warnings]
-
-
-def _overlay_lines(manifest: Manifest, name: str) -> list[str]:
-    lines = [f"lay {name}/ over it"] if name in manifest.overlays else []
-    return lines + ([f"append {name}.append/"] if f"{name}.append" in manifest.overlays else [])
-
-
-def _read(options: BuildOptions) -> tuple[Manifest, PackageLock | None]:
-    manifest = load_manifest(options.manifest)
-    unknown = sorted(set(manifest.recipe.keep) - NAMES)
-    if unknown:
-        known = ", ".join(sorted(NAMES))
-        detail = f"Keep: there is no {unknown[0]!r}, but {known}"
-        raise ManifestError(path=options.manifest / "manifest", detail=detail)
-    return manifest, None if options.lock else load_lock(manifest)
-
-
-def _mirror(bootstrap: Bootstrap, options: BuildOptions) -> str:
-    return (
-        options.mirror or bootstrap.mirror or apt.own_mirror(bootstrap.suite) or apt.DEFAULT_MIRROR
-    )
-
-
 async def build_image(
     options: BuildOptions,
     server: ImageServer | None,
@@ -178,7 +112,7 @@ async def build_image(
     """
     if os.geteuid() != 0:
         raise BuildError(step="imagetool build", detail="needs root: it makes namespaces")
-    manifest, lock = await asyncio.to_thread(_read, options)
+    manifest, lock = await asyncio.to_thread(read_manifest, options)
     if server is not None and options.name:
         await check_new(server, options.name, options.expires_in_ns)
     for place in (options.output, options.keep):
@@ -249,7 +183,7 @@ class _Building:
         packages = await self._packages()
         with self._phase("scripts, tests, normalise"):
             await self._confined(self._last_actions())
-        installed = _installed(self.root)
+        installed = installed_packages(self.root)
         built = await self._publish(base, installed)
         if self.options.lock:
             lock = self._new_lock(base, packages)
@@ -278,7 +212,7 @@ class _Building:
             with self._phase("base"):
                 base = await self._source_image()
         if base.tree is not None:
-            self._is_input(_newest(base.tree))
+            self._is_input(newest_mtime(base.tree))
             found = tree_digest(base.tree).hex()
             if self.lock is not None and self.lock.source_tree not in {"", found}:
                 detail = "it was made for another source image: build with --lock to make it anew"
@@ -320,7 +254,7 @@ class _Building:
 
     async def _bootstrapped(self, bootstrap: Bootstrap) -> list[LockedPackage]:
         """Make the first tree of packages in the cache, without a network; what they are."""
-        mirror = await asyncio.to_thread(_mirror, bootstrap, self.options)
+        mirror = await asyncio.to_thread(mirror_of, bootstrap, self.options)
         with self._phase("fetch the bootstrap", lambda seconds: _sizes(packages, seconds)):
             if self.lock is not None:
                 packages = self.lock.bootstrap
@@ -421,7 +355,7 @@ class _Building:
         bootstrap = self.recipe.bootstrap
         own = self.manifest.directory / "files/etc/apt"
         if bootstrap is not None and not own.exists():
-            return apt.Sources.of_mirror(bootstrap, _mirror(bootstrap, self.options))
+            return apt.Sources.of_mirror(bootstrap, mirror_of(bootstrap, self.options))
         return apt.Sources()
 
     def _last_actions(self) -> list[Action]:
@@ -564,30 +498,3 @@ class _Building:
 def _sizes(packages: list[LockedPackage], seconds: float) -> str:
     mebibytes = total_size(packages) / 2**20
     return f"{len(packages)} packages, {mebibytes:.1f} MiB, {mebibytes / seconds:.1f} MiB/s"
-
-
-def _newest(tree: FileSystem) -> int:
-    """The newest mtime in a tree, in whole s, rounded up."""
-    newest = 0
-    for record in INODE.iter_unpack(tree.inodes):
-        newest = max(newest, record[2] + (record[3] > 0))
-    return newest
-
-
-def _installed(root: Path) -> list[Package]:
-    """What dpkg has installed in a tree; sizes in bytes."""
-    status = in_root(root, "/var/lib/dpkg/status")
-    if not status.is_file():
-        return []
-    found = []
-    for fields in stanzas(status.read_text(errors="replace")):
-        if fields.get("Status", "").endswith(" installed"):
-            size = fields.get("Installed-Size", "0")
-            found.append(
-                Package(
-                    name=fields.get("Package", ""),
-                    version=fields.get("Version", ""),
-                    size=int(size) * 1024 if size.isdigit() else 0,
-                )
-            )
-    return sorted(found, key=lambda package: package.name)

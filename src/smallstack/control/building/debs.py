@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from smallstack.control.building.confine import BuildError
+from smallstack.control.building.room import in_root
 from smallstack.images.package_lock import LockedPackage
+from smallstack.proto.image import Package
 from smallstack.telemetry.errors import describe
 
 _CHUNK: Final = 1 << 20
@@ -164,3 +166,22 @@ def write_repository(
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def installed_packages(root: Path) -> list[Package]:
+    """What dpkg has installed in a tree; sizes in bytes."""
+    status = in_root(root, "/var/lib/dpkg/status")
+    if not status.is_file():
+        return []
+    found = []
+    for fields in stanzas(status.read_text(errors="replace")):
+        if fields.get("Status", "").endswith(" installed"):
+            size = fields.get("Installed-Size", "0")
+            found.append(
+                Package(
+                    name=fields.get("Package", ""),
+                    version=fields.get("Version", ""),
+                    size=int(size) * 1024 if size.isdigit() else 0,
+                )
+            )
+    return sorted(found, key=lambda package: package.name)

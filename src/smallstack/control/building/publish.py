@@ -1,4 +1,4 @@
-"""What becomes of a finished tree: its digest, a directory, an archive."""
+"""What becomes of a finished tree: its digest, its age, a directory, an archive."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from smallstack.control.building.confine import BuildError
 from smallstack.images.build import Report, chunks, from_directory
 from smallstack.images.decompress import Readable
-from smallstack.proto.filesystem import FileSystem
+from smallstack.proto.filesystem import INODE, FileSystem
 from smallstack.telemetry.errors import describe
 
 
@@ -27,6 +27,14 @@ class DigestSink:
 def scanned(root: Path, report: Report | None = None) -> FileSystem:
     """The tree of a directory, whose contents go nowhere; raises SourceError."""
     return from_directory(root, DigestSink(), report=report)
+
+
+def newest_mtime(tree: FileSystem) -> int:
+    """The newest mtime in a tree, in whole s, rounded up."""
+    newest = 0
+    for record in INODE.iter_unpack(tree.inodes):
+        newest = max(newest, record[2] + (record[3] > 0))
+    return newest
 
 
 def check_output(output: Path) -> None:

@@ -17,7 +17,8 @@ from smallstack.hypervisor.service import Service
 from smallstack.hypervisor.vm import Vm
 from smallstack.network.dhcp.server import DhcpServer
 from smallstack.proto.enums import State
-from smallstack.srpc.server import NoObserver, Server
+from smallstack.srpc.observer import NoObserver
+from smallstack.srpc.server import Server
 from tests.hypervisor.fakes import FakeRuntime, make_vm
 
 LONG = 10**18

@@ -24,7 +24,8 @@ from smallstack.identity.peer import Peer
 from smallstack.srpc import framing
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import ConnectionClosedError, PeerStalledError, TlsError
-from smallstack.srpc.server import HANDSHAKE_TIMEOUT, Server, identify
+from smallstack.srpc.identify import identify
+from smallstack.srpc.server import HANDSHAKE_TIMEOUT, Server
 from smallstack.srpc.stream import set_socket_options
 from smallstack.telemetry.errors import describe
 

@@ -26,7 +26,7 @@ class _Calls:
 
 
 class RpcMetrics:
-    """An observer (`smallstack.srpc.server.Observer`) that counts."""
+    """An observer (`smallstack.srpc.observer.Observer`) that counts."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._open = metrics.gauge("rpc_connections", "Open RPC connections.")

@@ -41,16 +41,16 @@ from smallstack.hypervisor.errors import (
 from smallstack.hypervisor.image_url import parse_image_url
 from smallstack.hypervisor.images import KnownImage
 from smallstack.hypervisor.imports import ImageWanted
+from smallstack.hypervisor.new_vm import new_info
 from smallstack.hypervisor.roots import RootWanted, full_disk, label_of, size_of
 from smallstack.hypervisor.specs import kernel_arguments
 from smallstack.hypervisor.store import ROOT, AgentRecord, Layer, remove_tree
 from smallstack.hypervisor.vm import Vm
 from smallstack.machine import process
 from smallstack.network.subnets import Caller, parse_ip
-from smallstack.proto.enums import ArchitectureType, State, VolumeFormat
+from smallstack.proto.enums import State, VolumeFormat
 from smallstack.proto.hypervisor.create import CreateVmRequest
-from smallstack.proto.kinds import Time
-from smallstack.proto.vm import LocalVmInfo, LocalVolume, VmInfo, Volume
+from smallstack.proto.vm import LocalVmInfo, LocalVolume, Volume
 from smallstack.steps import Action, Journal, NoUndo, PointHook, Steps, Together
 from smallstack.telemetry.errors import describe
 from smallstack.telemetry.timeline import Timeline
@@ -199,7 +199,10 @@ class Creation:
             steps.inside()
             await asyncio.to_thread(directory.expect_acknowledgement)
             agent_record = AgentRecord(lease=self._request.dhcp_timeout >= 0)
-            record = LocalVmInfo(vm_info=self._new_info())
+            assert self._caller is not None
+            holding = self._parts.ledger.holdings[self._ip]
+            info = new_info(self._request.vm_info, holding, self._caller)
+            record = LocalVmInfo(vm_info=info)
             self.vm = Vm(record, directory, self._agent, agent_record, timeline=self.timeline)
             self.vm.in_creation = True
             self._agent.add(self.vm)
@@ -208,48 +211,6 @@ class Creation:
         if self.vm is not None:
             await self._agent.remove(self.vm)
         await asyncio.to_thread(self._parts.store.vm(self._ip).remove)
-
-    def _new_info(self) -> VmInfo:
-        """The record of the new VM: what was asked for, with what the agent chose."""
-        asked = self._request.vm_info
-        holding = self._parts.ledger.holdings[self._ip]
-        caller = self._caller
-        assert caller is not None
-        architecture = asked.architecture_type
-        if architecture is ArchitectureType.AUTO:
-            architecture = ArchitectureType.AMD64
-        now = Time.now()
-        return VmInfo(
-            address=holding.addresses[0],
-            architecture_type=architecture,
-            changed_state_on=now,
-            created_on=now,
-            console_type=asked.console_type,
-            cpu_priority=asked.cpu_priority,
-            destroy_on_powerdown=asked.destroy_on_powerdown,
-            destroy_protection=asked.destroy_protection,
-            disable_virtio=asked.disable_virtio,
-            extra_kernel_options=asked.extra_kernel_options,
-            firmware_type=asked.firmware_type,
-            hostname=asked.hostname,
-            image_name=asked.image_name,
-            image_url=asked.image_url,
-            machine_type=asked.machine_type,
-            memory_in_mib=asked.memory_in_mib,
-            milli_cpus=asked.milli_cpus,
-            network_entries=asked.network_entries[: len(holding.addresses)],
-            owner_groups=asked.owner_groups,
-            owner_users=[u for u in dict.fromkeys([caller.username, *asked.owner_users]) if u],
-            spread_volumes=asked.spread_volumes,
-            state=State.STOPPED,
-            secondary_addresses=holding.addresses[1:],
-            secondary_subnet_ids=holding.subnet_ids[1:],
-            subnet_id=holding.subnet_ids[0],
-            tags=asked.tags,
-            virtual_cpus=asked.virtual_cpus,
-            watchdog_action=asked.watchdog_action,
-            watchdog_model=asked.watchdog_model,
-        )
 
     # user data: whatever the client sends behind its request.
 

@@ -16,11 +16,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from smallstack.identity import certificate
 from smallstack.identity.credentials import ServerCredentials
 from smallstack.identity.decision import Policy, decide
 from smallstack.identity.errors import CertificateFormatError
@@ -39,7 +38,9 @@ from smallstack.srpc.errors import (
     RemoteProtocolError,
     TlsError,
 )
+from smallstack.srpc.identify import identify
 from smallstack.srpc.local import LocalDoor
+from smallstack.srpc.observer import NoObserver, Observer
 from smallstack.srpc.patience import Patience
 from smallstack.srpc.rates import Rates
 from smallstack.srpc.stream import STALL_TIMEOUT
@@ -82,50 +83,6 @@ Handler = Callable[..., Awaitable[Any]]
 A request/reply handler refuses by raising RpcError, or any SmallStackError, whose text is the
 error line. A raw handler that raises closes the connection.
 """
-
-
-class Observer(Protocol):
-    """What a server reports of itself as it goes; all methods return at once."""
-
-    def connection(self, opened: bool) -> None:
-        """A connection was opened (after its handshake) or has closed."""
-
-    def rejected(self, reason: str) -> None:
-        """A connection was turned away: a word such as ``tls``, ``404``, ``timeout``."""
-
-    def denied(self, method: str) -> None:
-        """A call was refused for want of rights."""
-
-    def delayed(self) -> None:
-        """A call has to wait: its user calls too often."""
-
-    def started(self, method: str) -> None:
-        """A call was let through to its handler."""
-
-    def finished(self, method: str, seconds: float, outcome: str) -> None:
-        """Its handler has ended: ``ok``, ``error`` (told to the caller) or ``failed``."""
-
-
-class NoObserver:
-    """Reports to nobody."""
-
-    def connection(self, opened: bool) -> None:
-        """Nothing."""
-
-    def rejected(self, reason: str) -> None:
-        """Nothing."""
-
-    def denied(self, method: str) -> None:
-        """Nothing."""
-
-    def delayed(self) -> None:
-        """Nothing."""
-
-    def started(self, method: str) -> None:
-        """Nothing."""
-
-    def finished(self, method: str, seconds: float, outcome: str) -> None:
-        """Nothing."""
 
 
 class _Registered(NamedTuple):
@@ -550,26 +507,6 @@ class Server:
         return "ok"
 
 
-def identify(conn: Connection, credentials: ServerCredentials) -> Peer:
-    """Who is at the other end of a TLS handshake that ended, and was made with ``credentials``.
-
-    Without a certificate (pages only) the peer has no name and ``encrypted`` is False, so
-    that nothing takes it for an authenticated one. Raises CertificateFormatError.
-    """
-    chain = _verified_chain(conn.tls)
-    if not chain:
-        return Peer(remote_host=conn.remote_host, remote_port=conn.remote_port)
-    found = certificate.identify(chain, credentials.authorities)
-    return Peer(
-        username=found.username,
-        groups=found.groups,
-        methods=found.methods,
-        encrypted=True,
-        remote_host=conn.remote_host,
-        remote_port=conn.remote_port,
-    )
-
-
 async def _raw(found: _Registered, call: Call) -> str:
     try:
         await found.handler(call)
@@ -583,19 +520,3 @@ async def _raw(found: _Registered, call: Call) -> str:
         _log.exception("%s: %s failed", call.peer, call.method.name)
         return "failed"
     return "ok"
-
-
-def _verified_chain(tls: Any) -> list[bytes]:
-    """DER, the leaf first. Before Python 3.13 the chain has only an inner interface."""
-    if tls is None:
-        return []
-    if hasattr(tls, "get_verified_chain"):
-        return list(tls.get_verified_chain())
-    inner = tls._sslobj
-    chain = inner.get_verified_chain() or []
-    if chain:
-        import _ssl
-
-        return [one.public_bytes(_ssl.ENCODING_DER) for one in chain]
-    leaf = tls.getpeercert(binary_form=True)
-    return [leaf] if leaf else []

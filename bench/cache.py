@@ -2,10 +2,10 @@
 
 In turns, everything in the page cache, each way into files that did not exist before:
 
-- *entry*: bytes in memory become checked objects: cut, SHA-512, BLAKE3, a file each, the index;
-- *sha512sum*: ``sha512sum`` of the same object files, which no checking can beat by much on one
-  processor (entry uses two);
-- *copy*: ``cp -r`` of the same object files, a file each as well;
+- *entry*: bytes in memory become checked objects: cut, SHA-512 and BLAKE3 in the lanes of the
+  processor, into packs, those above 1 MiB into a file each, the index;
+- *sha512sum*: ``sha512sum`` of the same object files: one after the other, and without keeping them;
+- *copy*: ``cp -r`` of the same object files, a file for each;
 - *miss*: all of them fetched from an image server, a process of its own, over its Unix socket (in
   clear text: TLS has told both who the other is), as an agent does on one machine with it;
   *zstd*: the same, compressed on the wire, which pays off between machines only;

@@ -4,7 +4,7 @@ In turns, everything in the page cache, each way into files that did not exist b
 
 - *entry*: bytes in memory become checked objects: cut, SHA-512 and BLAKE3 in the lanes of the
   processor, into packs, those above 1 MiB into a file each, the index;
-- *sha512sum*: ``sha512sum`` of the same object files: one after the other, and without keeping them;
+- *sha512sum*: ``sha512sum`` of the same object files, one after the other, which keeps nothing;
 - *copy*: ``cp -r`` of the same object files, a file for each;
 - *miss*: all of them fetched from an image server, a process of its own, over its Unix socket (in
   clear text: TLS has told both who the other is), as an agent does on one machine with it;

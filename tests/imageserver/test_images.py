@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,8 @@ async def test_directories_and_the_latest(serve: Serve, tmp_path: Path) -> None:
         assert "not empty" in reply.error
 
 
-async def test_rights(serve: Serve, tmp_path: Path) -> None:
+async def test_rights(serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "smallstack.audit")
     data = contents(1)
     async with (
         serve(tmp_path) as running,
@@ -280,6 +282,10 @@ async def test_rights(serve: Serve, tmp_path: Path) -> None:
         text = await refused(ImageServerClient(user).delete_image("mine"))
         assert text.endswith("no access to image")
         assert (await refused(ImageServerClient(adder).delete_image("hers"))).endswith("to image")
+        audited = [r.getMessage() for r in caplog.records if r.name == "smallstack.audit"]
+        assert audited[-2].startswith("refused: user@127.0.0.1 from ")
+        assert audited[-1].startswith("refused: adder@127.0.0.1 from ")
+        assert audited[-1].endswith("ImageServer.DeleteImage: no access to image")
         await ImageServerClient(adder).delete_image("mine")
         # An owner group of a directory may delete what is in it.
         await ImageServerClient(operator).make_directory("shared")

@@ -4,11 +4,14 @@ import logging
 
 import pytest
 
+from smallstack.hypervisor.errors import NoAccessError, StateError
+from smallstack.hypervisor.methods.base import answering
+from smallstack.network.errors import SubnetAccessError
 from smallstack.proto.hypervisor import every as hypervisor
 from smallstack.srpc import framing
 from smallstack.srpc.audit import LINES_AT_ONCE, MAX_CALLERS, SECONDS_A_LINE, Audit
 from smallstack.srpc.client import dial
-from smallstack.srpc.errors import AccessDeniedError, CertificateRequiredError
+from smallstack.srpc.errors import AccessDeniedError, CallError, CertificateRequiredError
 
 from .conftest import Certificates, Serve
 
@@ -76,3 +79,44 @@ def test_a_flood_from_everywhere_is_bounded(log: pytest.LogCaptureFixture) -> No
 def test_a_name_cannot_forge_a_line(log: pytest.LogCaptureFixture) -> None:
     Audit().refused("eve\nrefused: alice", "198.51.100.9:1", "x\r\ny", now=1.0)
     assert _lines(log) == ["refused: eve?refused: alice@198.51.100.9 from 198.51.100.9:1: x??y"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (NoAccessError(), "no access to resource"),
+        (SubnetAccessError(subnet="hers"), "no access to subnet: hers"),
+        (StateError(text="it is running"), ""),
+    ],
+)
+async def test_what_is_kept_from_a_caller_by_a_method(
+    serve: Serve,
+    certificates: Certificates,
+    log: pytest.LogCaptureFixture,
+    error: Exception,
+    said: str,
+) -> None:
+    """In the reply, as the line before it, or by closing the connection: it is audited."""
+
+    async def replies(*_: object) -> None:
+        raise error
+
+    async with serve(certificates.server) as running:
+        running.server.register(
+            "Hypervisor", {"DestroyVm": answering(replies), "StopVm": replies, "CopyVm": replies}
+        )
+        async with await dial(running.address, certificates.user("alice")) as client:
+            reply = await client.request(
+                "Hypervisor.DestroyVm", hypervisor.DestroyVmRequest(), hypervisor.DestroyVmResponse
+            )
+            assert reply.error == str(error)
+            with pytest.raises(CallError, match=str(error)):
+                await client.request(
+                    "Hypervisor.StopVm", hypervisor.StopVmRequest(), hypervisor.StopVmResponse
+                )
+            async with client.raw("Hypervisor.CopyVm") as conn:
+                await conn.peer_gone()
+    expected = [f"Hypervisor.{name}: {said}" for name in ("DestroyVm", "StopVm", "CopyVm")]
+    lines = [line.partition(" from 127.0.0.1:") for line in _lines(log)]
+    assert [line[2].partition(": ")[2] for line in lines] == (expected if said else [])
+    assert {line[0] for line in lines} <= {"refused: alice@127.0.0.1"}

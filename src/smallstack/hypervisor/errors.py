@@ -13,6 +13,8 @@ class HypervisorError(SmallStackError):
 class NoAccessError(HypervisorError):
     """no access to resource"""
 
+    denies = True
+
 
 class NotLocalError(HypervisorError):
     """local connection required"""

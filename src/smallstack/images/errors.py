@@ -55,6 +55,12 @@ class RefusedError(SmallStackError):
     """{text}"""
 
 
+class DeniedError(RefusedError):
+    """{text}"""
+
+    denies = True
+
+
 class ArchiveError(SmallStackError):
     """cannot write the archive {path}: {detail}"""
 

@@ -56,6 +56,7 @@ class ArchiveService:
         try:
             data = await asyncio.to_thread(self._archive, request.image_name)
         except SmallStackError as error:
+            call.failed(error)
             return proto.GetImageArchiveResponse(error=str(error))
         _log.info("GetImageArchive(%s) by %s", request.image_name, call.peer)
         return proto.GetImageArchiveResponse(archive_data=data)
@@ -67,6 +68,7 @@ class ArchiveService:
         try:
             name = await asyncio.to_thread(self._restore, call, request)
         except SmallStackError as error:
+            call.failed(error)
             return proto.RestoreImageFromArchiveResponse(error=str(error))
         _log.info("RestoreImageFromArchive(%s) by %s", name, call.peer)
         self._images.appeared(name)

@@ -100,6 +100,7 @@ class ImportService:
         except (ConnectionClosedError, PeerStalledError):
             raise
         except SmallStackError as error:
+            call.failed(error)
             reply.error = str(error)
         _log.info(
             "ImportObjects(%s) by %s: %d of %d objects are new%s",
@@ -121,6 +122,7 @@ class ImportService:
         except (ConnectionClosedError, PeerStalledError):
             raise
         except SmallStackError as error:
+            call.failed(error)
             reply.error = str(error)
         return reply
 

@@ -5,7 +5,7 @@ The texts are upstream's; a peer without any name has no rights but those of an 
 
 from smallstack.identity.peer import Peer
 from smallstack.images.catalogue import Entry, ImageCatalogue
-from smallstack.images.errors import RefusedError
+from smallstack.images.errors import DeniedError
 from smallstack.images.names import parent
 from smallstack.proto.kinds import Time
 
@@ -16,7 +16,7 @@ DEFAULT_PRIVILEGED_MAXIMUM_NS = 730 * HOUR_NS
 
 
 def check_image(peer: Peer, catalogue: ImageCatalogue, name: str, entry: Entry | None) -> None:
-    """Raises RefusedError unless the peer may add, delete or prolong this image."""
+    """Raises DeniedError unless the peer may add, delete or prolong this image."""
     if peer.have_method_access:
         return
     if entry is not None and peer.username:
@@ -29,29 +29,29 @@ def check_image(peer: Peer, catalogue: ImageCatalogue, name: str, entry: Entry |
 
 
 def check_make_directory(peer: Peer, catalogue: ImageCatalogue, name: str) -> None:
-    """Raises RefusedError unless the peer may make this directory in the one above it."""
+    """Raises DeniedError unless the peer may make this directory in the one above it."""
     if peer.have_method_access:
         return
     metadata = catalogue.metadata(parent(name))
     if metadata is None:
-        raise RefusedError(text=f"no metadata for: {parent(name)}")
+        raise DeniedError(text=f"no metadata for: {parent(name)}")
     if not metadata.owner_group:
-        raise RefusedError(text=NO_ACCESS)
+        raise DeniedError(text=NO_ACCESS)
     if metadata.owner_group not in peer.groups:
-        raise RefusedError(text=f"no membership of {metadata.owner_group} group")
+        raise DeniedError(text=f"no membership of {metadata.owner_group} group")
 
 
 def check_chown(peer: Peer, catalogue: ImageCatalogue, directory: str, group: str) -> None:
-    """Raises RefusedError unless the peer may give this directory to a group."""
+    """Raises DeniedError unless the peer may give this directory to a group."""
     if not peer.username:
-        raise RefusedError(text="no username: unauthenticated connection")
+        raise DeniedError(text="no username: unauthenticated connection")
     if peer.have_method_access:
         return
     above = catalogue.metadata(parent(directory))
     if above is not None and above.owner_group and above.owner_group in peer.groups:
         return
     if group not in peer.groups:
-        raise RefusedError(text=f"no membership of {group} group")
+        raise DeniedError(text=f"no membership of {group} group")
     _check_group(peer, catalogue, directory, f'no metadata for: "{directory}"')
 
 
@@ -61,23 +61,23 @@ def check_expiration(
     maximum_ns: int = DEFAULT_MAXIMUM_NS,
     privileged_maximum_ns: int = DEFAULT_PRIVILEGED_MAXIMUM_NS,
 ) -> None:
-    """Raises RefusedError when an image may not live until then by this peer's word."""
+    """Raises DeniedError when an image may not live until then by this peer's word."""
     if expires_at.is_zero():
         if not peer.have_method_access:
-            raise RefusedError(text="not permitted to make image non-expiring")
+            raise DeniedError(text="not permitted to make image non-expiring")
         return
     left = expires_at.nanoseconds_since_epoch - Time.now().nanoseconds_since_epoch
     if peer.have_method_access:
         if left > privileged_maximum_ns:
             hours = privileged_maximum_ns // HOUR_NS
-            raise RefusedError(text=f"maximum expiration time is {hours}h0m0s for you")
+            raise DeniedError(text=f"maximum expiration time is {hours}h0m0s for you")
     elif left > maximum_ns:
-        raise RefusedError(text=f"maximum expiration time is {maximum_ns // HOUR_NS}h0m0s")
+        raise DeniedError(text=f"maximum expiration time is {maximum_ns // HOUR_NS}h0m0s")
 
 
 def _check_group(peer: Peer, catalogue: ImageCatalogue, directory: str, unknown: str) -> None:
     metadata = catalogue.metadata(directory)
     if metadata is None:
-        raise RefusedError(text=unknown)
+        raise DeniedError(text=unknown)
     if not metadata.owner_group or metadata.owner_group not in peer.groups:
-        raise RefusedError(text=NO_ACCESS)
+        raise DeniedError(text=NO_ACCESS)

@@ -179,6 +179,7 @@ class ImageService:
                 request.tags_to_match,
             )
         except RefusedError as error:
+            call.failed(error)
             return proto.FindLatestImageResponse(error=str(error))
         return proto.FindLatestImageResponse(image_name=name)
 
@@ -235,6 +236,7 @@ class ImageService:
                 ignore_missing=request.ignore_missing,
             )
         except SmallStackError as error:
+            call.failed(error)
             return proto.GetObjectStatisticsForImagesResponse(error=str(error))
 
     async def get_image_computed_files(
@@ -271,6 +273,7 @@ class ImageService:
             rights.check_image(call.peer, self.catalogue, name, entry)
             await asyncio.to_thread(self.catalogue.change_expiration, name, request.expires_at)
         except SmallStackError as error:
+            call.failed(error)
             return proto.ChangeImageExpirationResponse(error=str(error))
         self.appeared(name)
         _log.info("ChangeImageExpiration(%s, %s) by %s", name, request.expires_at, call.peer)

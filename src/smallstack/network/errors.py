@@ -124,6 +124,8 @@ class SubnetExistsError(SubnetError):
 class SubnetAccessError(SubnetError):
     """no access to subnet: {subnet}"""
 
+    denies = True
+
 
 class NoSubnetsError(SubnetError):
     """no subnets exist: add one with `hyper-control add-subnet`"""
@@ -131,6 +133,8 @@ class NoSubnetsError(SubnetError):
 
 class NoSubnetPermittedError(SubnetError):
     """no subnets permitted"""
+
+    denies = True
 
 
 class ManySubnetsError(SubnetError):

@@ -68,13 +68,20 @@ Req = TypeVar("Req")
 class Call:
     """One call in progress, as its handler sees it."""
 
-    __slots__ = ("conn", "method", "peer")
+    __slots__ = ("_audit", "conn", "method", "peer")
 
-    def __init__(self, conn: Connection, method: Method, peer: Peer) -> None:
+    def __init__(self, conn: Connection, method: Method, peer: Peer, audit: Audit) -> None:
         self.conn = conn
         self.method = method
         self.peer = peer
         """The caller; ``peer.have_method_access`` is about this call."""
+        self._audit = audit
+
+    def failed(self, error: Exception) -> None:
+        """Note in the audit what keeps the caller from what only others may do."""
+        if isinstance(error, SmallStackError) and error.denies:
+            what = f"{self.method.name}: {error}"
+            self._audit.refused(self.peer.username, self.conn.peer_name, what)
 
 
 Handler = Callable[..., Awaitable[Any]]
@@ -428,7 +435,7 @@ class Server:
             conn.write(framing.error_line(framing.ACCESS_DENIED))
             return True
         peer = conn.peer_with_access if decision.have_method_access else conn.peer
-        return await self._call(found, Call(conn, method, peer))
+        return await self._call(found, Call(conn, method, peer, self.audit))
 
     def _find(self, line: bytes) -> _Registered | None:
         """The method a line names, None for a ping or an upgrade. Raises MethodLineError."""
@@ -493,6 +500,7 @@ class Server:
         except (ConnectionClosedError, PeerStalledError):
             raise
         except SmallStackError as error:
+            call.failed(error)
             conn.write(framing.error_line(str(error)))
             return "error"
         except Exception:
@@ -514,6 +522,7 @@ async def _raw(found: _Registered, call: Call) -> str:
         _log.debug("%s: %s: %s", call.peer, call.method.name, error)
         return "failed"
     except SmallStackError as error:
+        call.failed(error)
         _log.info("%s: %s: %s", call.peer, call.method.name, error)
         return "failed"
     except Exception:

@@ -20,6 +20,8 @@ class SmallStackError(Exception):
 
     template: str = "{detail}"
     fields: dict[str, Any]
+    denies: bool = False
+    """Whether it keeps a caller from what only others may do: such refusals are audited."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

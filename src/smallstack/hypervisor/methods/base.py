@@ -89,6 +89,7 @@ def opening(work: Callable[..., Awaitable[Stream]]) -> Handler:
 
 def refusal(call: Call, error: Exception) -> Any:
     """The method's reply that tells of an error and nothing else."""
+    call.failed(error)
     response: Any = call.method.response
     return response(error=told(error, call.method.short_name, call.peer))
 

@@ -25,13 +25,13 @@ class Updating(Methods):
         return {"GetUpdates": self._updates}
 
     async def _updates(self, call: Call) -> None:
-        leases = _Leases(self._agent)
+        leases = StreamLeases(self._agent)
         async with leases:
             with self._agent.updates.watch() as watch:
                 await self._stream(call, watch, leases)
         call.conn.close()
 
-    async def _stream(self, call: Call, watch: Watch, leases: "_Leases") -> None:
+    async def _stream(self, call: Call, watch: Watch, leases: "StreamLeases") -> None:
         talking = _Talk(call.conn)
         await talking.send(watch.everything())
         listening = asyncio.create_task(_listen(call, talking, leases))
@@ -47,7 +47,7 @@ class Updating(Methods):
             await asyncio.wait((listening, telling))
 
 
-class _Leases:
+class StreamLeases:
     """External leases that were registered on a stream: they go with it."""
 
     def __init__(self, agent: Agent) -> None:
@@ -92,7 +92,7 @@ async def _tell(watch: Watch, talking: _Talk) -> None:
         await talking.send(update)
 
 
-async def _listen(call: Call, talking: _Talk, leases: _Leases) -> None:
+async def _listen(call: Call, talking: _Talk, leases: StreamLeases) -> None:
     """Answer what the client says: that it is still there, and sometimes more."""
     while True:
         request = await call.conn.decode(proto.GetUpdatesRequest, idle=True)

@@ -33,9 +33,10 @@ class Budget:
 
     async def take(self, size: int) -> None:
         """Wait until there is room for ``size`` bytes, see the module."""
+        if self._enters(size, first=not self._waiting):
+            return
         turn = asyncio.get_running_loop().create_future()
         self._waiting[turn] = size
-        self._let_in()
         try:
             await turn
         except asyncio.CancelledError:
@@ -63,11 +64,18 @@ class Budget:
         for turn, size in list(self._waiting.items()):
             if turn.done():  # it has given up, and will say so
                 continue
-            fits = not self.used or self.used + size <= self.limit
-            if fits and (first or self._passed + size <= self.limit):
-                self._passed = 0 if first else self._passed + size
-                self.used += size
+            if self._enters(size, first=first):
                 del self._waiting[turn]
                 turn.set_result(None)
             else:
                 first = False
+
+    def _enters(self, size: int, *, first: bool) -> bool:
+        """Take it if there is room for one that is the first, or may go past it."""
+        if self.used and self.used + size > self.limit:
+            return False
+        if not first and self._passed + size > self.limit:
+            return False
+        self._passed = 0 if first else self._passed + size
+        self.used += size
+        return True

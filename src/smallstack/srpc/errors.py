@@ -28,7 +28,7 @@ class ConnectionClosedError(SmallStackError):
 
 
 class PeerStalledError(SmallStackError):
-    """{peer} neither sent nor took a byte for {seconds:.0f} s in the middle of a call"""
+    """{peer} sent or took next to nothing for {seconds:.0f} s in the middle of a call"""
 
 
 class TlsError(SmallStackError):

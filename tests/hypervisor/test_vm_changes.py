@@ -93,6 +93,65 @@ async def test_who_holds_it_changes_it_and_nobody_else(
                 raise AssertionError("a running VM was taken for a stopped one")
 
 
+async def test_who_gives_up_waiting_for_it_holds_nothing(
+    tmp_path: Path, runtime: FakeRuntime
+) -> None:
+    """A call is cancelled, as at the agent's end, while the VM's task has something else to do."""
+    async with running(make_vm(tmp_path, runtime, State.STOPPED)) as vm:
+        go_on, begun = asyncio.Event(), asyncio.Event()
+
+        async def busy() -> None:
+            begun.set()
+            await go_on.wait()
+
+        working = asyncio.create_task(vm.apply(busy))
+        await begun.wait()
+        taking = asyncio.create_task(held(vm, asyncio.Event()))
+        asyncio.get_running_loop().call_soon(taking.cancel)
+        asyncio.get_running_loop().call_soon(go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        await working
+        await vm.change(tag)
+        assert not vm.blocked
+
+
+async def test_who_is_cancelled_finds_the_record_as_it_is_on_disk(
+    tmp_path: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or files would be removed that the record is about to name."""
+    async with running(make_vm(tmp_path, runtime, State.STOPPED)) as vm:
+        loop, write = asyncio.get_running_loop(), vm.directory.write
+
+        def cancelling(record: bytes, *, sync: bool) -> None:
+            loop.call_soon_threadsafe(changing.cancel)
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
+            write(record, sync=sync)
+
+        monkeypatch.setattr(vm.directory, "write", cancelling)
+        changing = asyncio.create_task(vm.change(tag))
+        with pytest.raises(asyncio.CancelledError):
+            await changing
+        assert vm.info.tags == vm.directory.read().vm_info.tags == {"0": ""}
+
+
+async def test_whoever_outlasts_a_change_does_not_outlast_the_task(
+    tmp_path: Path, runtime: FakeRuntime
+) -> None:
+    vm = make_vm(tmp_path, runtime, State.STOPPED)
+    task, begun = vm.begin(), asyncio.Event()
+
+    async def endless() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    working = asyncio.create_task(vm.apply(endless))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(NoVmError):
+        await working
+
+
 async def test_an_end_that_is_due_comes_afterwards(tmp_path: Path, runtime: FakeRuntime) -> None:
     """Of a VM that nobody acknowledged, and of one that goes with its guest."""
     async with running(make_vm(tmp_path, runtime, State.STOPPED)) as vm:

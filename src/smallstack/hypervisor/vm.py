@@ -43,6 +43,7 @@ from smallstack.machine.errors import MachineError
 from smallstack.machine.lifecycle import ExitReason
 from smallstack.machine.process import Machine
 from smallstack.network.subnets import Caller
+from smallstack.outlast import outlast
 from smallstack.proto.enums import State
 from smallstack.proto.kinds import Time
 from smallstack.proto.vm import LocalVmInfo, VmInfo
@@ -280,13 +281,14 @@ class Vm:
     ) -> None:
         """Have the record edited, a copy of it: on disk, then for everybody. See `apply`.
 
+        Not to be cut short: who is cancelled meanwhile finds the record changed, or not to be.
         Raises DiskError, and what ``edit`` raises; then nothing has changed.
         """
 
         async def work() -> None:
             await self.replace_record(edit)
 
-        await self.apply(work, stopped=stopped, holding=holding)
+        await outlast(self.apply(work, stopped=stopped, holding=holding))
 
     async def replace_record(self, edit: Callable[[LocalVmInfo], None]) -> None:
         """As `change`, from within the ``work`` of `apply`."""
@@ -305,17 +307,22 @@ class Vm:
         Raises StateError, BlockedError, NoVmError.
         """
 
-        async def take() -> None:
-            self._held = True
+        taken = False
 
-        await self.apply(take, stopped=stopped)
+        async def take() -> None:
+            nonlocal taken
+            self._held = taken = True
+
         try:
+            # Outlasted: what is in the queue is done, whether anybody still waits for it or not.
+            await outlast(self.apply(take, stopped=stopped))
             yield
         finally:
-            self._held = False
-            put_off, self._put_off = self._put_off, []
-            for item in put_off:
-                self._queue.put_nowait(item)
+            if taken:
+                self._held = False
+                put_off, self._put_off = self._put_off, []
+                for item in put_off:
+                    self._queue.put_nowait(item)
 
     def grant_token(self, token: bytes, seconds: float) -> None:
         """Who has this token has the VM, for so long. Raises StateError while one is out."""
@@ -356,6 +363,10 @@ class Vm:
                         await self._handle(item)
                 except Exception as error:
                     self._fail(item, error)
+                except asyncio.CancelledError:
+                    # The agent ends; whoever outlasts this must not wait for ever.
+                    self._fail(item, NoVmError(ip=self.ip))
+                    raise
         finally:
             await self._close()
 

@@ -19,18 +19,22 @@ cdef extern from "poll.h" nogil:
         short revents
     int poll(pollfd *fds, unsigned long count, int timeout)
 
+cdef enum:
+    WAITS = 64
+
 
 def receive(int fd, size_t limit, int linger_ms):
     """What a socket has, at most ``limit`` bytes: b"" at its end, None when there is nothing yet.
 
-    Once there is something, more is waited for, each time no longer than ``linger_ms``: a sender
-    that is a little slower than we are does not have to be come back for. Raises OSError.
+    Once there is something, more is waited for, each time no longer than ``linger_ms``, and not
+    more than 64 times: a sender that is a little slower than we are does not have to be come back
+    for, and one that sends a byte at a time does not keep the thread. Raises OSError.
     """
     cdef bytearray data = PyByteArray_FromStringAndSize(NULL, <Py_ssize_t>limit)
     cdef char *start = PyByteArray_AsString(data)
     cdef size_t have = 0
     cdef ssize_t got = 0
-    cdef int error = 0
+    cdef int error = 0, waits = 0
     cdef pollfd waiting
     waiting.fd = fd
     waiting.events = POLLIN
@@ -45,8 +49,9 @@ def receive(int fd, size_t limit, int linger_ms):
                 continue
             if error != EAGAIN:
                 break
-            if have == 0 or poll(&waiting, 1, linger_ms) <= 0:
+            if have == 0 or waits == WAITS or poll(&waiting, 1, linger_ms) <= 0:
                 break
+            waits += 1
     if have:
         PyByteArray_Resize(data, <Py_ssize_t>have)
         return data

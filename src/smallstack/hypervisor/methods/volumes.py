@@ -131,7 +131,7 @@ class Volumes(Methods):
 
         async def stream() -> None:
             async with held:
-                conn.encode(proto.GetVmVolumeResponse(extra_files=extra))
+                await conn.encode_in_thread(proto.GetVmVolumeResponse(extra_files=extra))
                 await conn.flush()
                 await BlockSender(conn, disk).run()
 

@@ -79,7 +79,9 @@ def test_a_second_authority_and_a_bad_method(tmp_path: Path) -> None:
     assert _run(tmp_path, "make-ca", "--name", "Ours").exit_code == 0
     again = _run(tmp_path, "make-ca")
     assert (again.exit_code, again.stdout) == (1, "")
-    assert "there already" in again.stderr
+    assert "there already: `smallstack pki renew-ca`" in again.stderr
+    other = _run(tmp_path, "issue", "ida", "--identity", "--out", str(tmp_path))
+    assert other.stderr.endswith("make one with `smallstack pki make-ca --identity`\n")
     result = _run(tmp_path, "issue", "alice", "--method", "StartVm", "--out", str(tmp_path))
     assert "is not Service.Method" in result.stderr
     assert not (tmp_path / "alice.key").exists()

@@ -122,6 +122,8 @@ def test_errors_are_one_line(disks: tuple[Path, Path], tmp_path: Path) -> None:
     ):
         volume(*arguments, code=1)
     assert not (tmp_path / "out").exists()
+    assert str(gone).encode() in volume("apply", gone, base, code=1).stderr
+    assert b"what `smallstack volume diff` writes" in volume("apply", base, top, code=1).stderr
     volume("diff", base, code=2)
     raw = bytearray(base.read_bytes())
     raw[0x20000:0x20008] = bytes(8)

@@ -202,7 +202,7 @@ async def test_one_that_was_never_good(files: Files) -> None:
     pair = Pair(place / "cert.pem", place / "key.pem")
     agent = Renewable(lambda: ClientCredentials(pair), pair)
     for _ in range(2):
-        with pytest.raises(CertificateError, match="No such file") as raised:
+        with pytest.raises(CertificateError, match="no such file; make it with") as raised:
             await agent.fresh()
         assert len(raised.traceback) < 10
     pki.issue(files.authority, "agent").write(place)

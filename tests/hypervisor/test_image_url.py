@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
 
 from smallstack.hypervisor.image_url import ImageUrl, ImageUrlError, UrlPolicy, parse_image_url
+from tests.network.world import private_namespace
 
+IFA_F_NODAD = 2
+"""if_addr.h: the address is there at once, nobody is asked whether they have it."""
 HEX = "ab" * 32
 
 
@@ -79,6 +83,23 @@ def test_hosts() -> None:
         assert not UrlPolicy().admits("name.example", address)
         assert UrlPolicy(hosts=("*", "name.example")).admits("name.example", address)
     assert UrlPolicy().admits("name.example", "198.51.100.7")
+
+
+@pytest.mark.root
+def test_what_is_this_machine() -> None:
+    policy = UrlPolicy()
+    with private_namespace(), IPRoute() as netlink:
+        netlink.link("add", ifname="here", kind="bridge")
+        (here,) = netlink.link_lookup(ifname="here")
+        netlink.link("set", index=here, state="up")
+        for mine, other in (("198.51.100.7", "198.51.100.8"), ("2001:db8::7", "2001:db8::8")):
+            assert policy.admits("name.example", mine)
+            netlink.addr("add", index=here, address=mine, prefixlen=28, flags=IFA_F_NODAD)
+            assert not policy.admits("name.example", mine)
+            assert policy.admits("name.example", other)
+        assert not policy.admits("name.example", "::ffff:198.51.100.7")
+        netlink.addr("delete", index=here, address="198.51.100.7", prefixlen=28)
+        assert policy.admits("name.example", "198.51.100.7")
 
 
 def test_redirections() -> None:

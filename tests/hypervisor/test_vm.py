@@ -461,7 +461,7 @@ def test_access(tmp_path: Path, runtime: FakeRuntime, peer: Peer, allowed: bool)
         if allowed:
             vm.check_access(peer)
             return
-        with pytest.raises(NoAccessError, match=r"^no access to resource$"):
+        with pytest.raises(NoAccessError, match=r"^no access to resource: neither"):
             vm.check_access(peer)
         vm.access_token = b"t" * 32
         vm.check_access(peer, b"t" * 32)

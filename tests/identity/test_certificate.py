@@ -123,7 +123,7 @@ def test_identity_of_a_chain() -> None:
 
 def test_files(tmp_path: Path) -> None:
     place = tmp_path / "x.pem"
-    with pytest.raises(CertificateError, match="No such file"):
+    with pytest.raises(CertificateError, match="no such file; make it with `smallstack pki`"):
         certificate.load(place)
     place.write_text("nothing here")
     with pytest.raises(CertificateError, match="holds no certificate"):

@@ -20,6 +20,8 @@ from smallstack.srpc.client import Client
 from smallstack.srpc.errors import AccessDeniedError, CallError
 from tests.imageserver.conftest import Running, Serve
 
+NO_ACCESS = "no access to image: neither you nor a group of yours own it"
+
 HOUR = 3600 * 10**9
 
 
@@ -154,7 +156,8 @@ async def test_names_are_checked_and_used_once(serve: Serve, tmp_path: Path) -> 
         assert (await refused(images.add_image("x", Image()))).endswith("nil file-system")
         await images.delete_image("one")
         assert not await images.check_image("one")
-        assert (await refused(images.delete_image("one"))).endswith("image does not exist")
+        text = await refused(images.delete_image("one"))
+        assert text.endswith("image does not exist: check `imagetool list`")
         text = await refused(images.add_image("one", image(data)))
         assert text.endswith("cannot add previously deleted image: one")
         reply = client.request(
@@ -280,18 +283,18 @@ async def test_rights(serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFix
         assert await ImageServerClient(user).get_image("mine") is not None
         assert await ImageServerClient(user).list_images() == ["hers", "mine"]
         text = await refused(ImageServerClient(user).delete_image("mine"))
-        assert text.endswith("no access to image")
-        assert (await refused(ImageServerClient(adder).delete_image("hers"))).endswith("to image")
+        assert text.endswith(NO_ACCESS)
+        assert (await refused(ImageServerClient(adder).delete_image("hers"))).endswith(NO_ACCESS)
         audited = [r.getMessage() for r in caplog.records if r.name == "smallstack.audit"]
         assert audited[-2].startswith("refused: user@127.0.0.1 from ")
         assert audited[-1].startswith("refused: adder@127.0.0.1 from ")
-        assert audited[-1].endswith("ImageServer.DeleteImage: no access to image")
+        assert audited[-1].endswith(f"ImageServer.DeleteImage: {NO_ACCESS}")
         await ImageServerClient(adder).delete_image("mine")
         # An owner group of a directory may delete what is in it.
         await ImageServerClient(operator).make_directory("shared")
         await ImageServerClient(operator).add_image("shared/one", image(data))
         assert (await refused(ImageServerClient(member).delete_image("shared/one"))).endswith(
-            "no access to image"
+            NO_ACCESS
         )
         chown = proto.ChangeOwnerRequest(directory_name="shared", owner_group="ops")
         text = await refused(
@@ -353,7 +356,7 @@ async def test_expiry(serve: Serve, tmp_path: Path) -> None:
 
         assert (await expiration("none")).error == "image not found"
         before = (await expiration("late")).expires_at
-        assert await change(user, "late", after(2 * HOUR)) == "no access to image"
+        assert await change(user, "late", after(2 * HOUR)) == NO_ACCESS
         assert await change(user, "late", Time.zero()) == (
             "not permitted to make image non-expiring"
         )

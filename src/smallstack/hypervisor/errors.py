@@ -11,7 +11,7 @@ class HypervisorError(SmallStackError):
 
 
 class NoAccessError(HypervisorError):
-    """no access to resource"""
+    """no access to resource: neither you nor a group of yours own it"""
 
     denies = True
 

@@ -108,6 +108,12 @@ def load_all(path: Path) -> list[Certificate]:
     """All certificates of a PEM file, in its order; raises CertificateError."""
     try:
         return [parse(data) for data in parse_pem(path.read_bytes())]
+    except FileNotFoundError as error:
+        detail = (
+            "there is no such file; make it with `smallstack pki` (make-ca for an authority, "
+            "issue --server for a daemon), or name another"
+        )
+        raise CertificateError(place=path, detail=detail) from error
     except (OSError, CertificateFormatError) as error:
         raise CertificateError(place=path, detail=describe(error)) from error
 

@@ -101,7 +101,7 @@ class Authority:
         except (OSError, ValueError) as error:
             raise AuthorityError(
                 directory=directory,
-                detail=f"{describe(error)}: make one with `smallstack pki make-ca`",
+                detail=f"{describe(error)}: make one with `{_command('make-ca', identity_only)}`",
             ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise AuthorityError(directory=directory, detail="its key is not an elliptic curve's")
@@ -156,7 +156,11 @@ def make_ca(
     stem = _stem(identity_only)
     name = name or ("SmallStack Identity CA" if identity_only else "SmallStack CA")
     if (directory / f"{stem}.key").exists():
-        raise AuthorityError(directory=directory, detail=f"{stem}.key is there already")
+        longer = _command("renew-ca", identity_only)
+        raise AuthorityError(
+            directory=directory,
+            detail=f"{stem}.key is there already: `{longer}` has it last longer",
+        )
     key = ec.generate_private_key(_P256)
     subject = _common_name(directory, name)
     certificate = _self_signed(subject, key, days)
@@ -341,6 +345,10 @@ def _kind(place: Path) -> str:
     except x509.ExtensionNotFound:
         return "user"
     return "server" if ExtendedKeyUsageOID.SERVER_AUTH in usages else "user"
+
+
+def _command(name: str, identity_only: bool) -> str:
+    return f"smallstack pki {name}{' --identity' if identity_only else ''}"
 
 
 def _stem(identity_only: bool) -> str:

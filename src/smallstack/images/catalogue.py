@@ -289,7 +289,7 @@ class ImageCatalogue:
         if entry is None:
             raise RefusedError(text="image not found")
         if not entry.expires:
-            raise RefusedError(text="image does not expire")
+            raise RefusedError(text="image does not expire: it is there until it is deleted")
         if not expires_at.is_zero():
             new, old = (t.nanoseconds_since_epoch for t in (expires_at, entry.image.expires_at))
             if new < old:

@@ -58,7 +58,11 @@ class Unpacking:
         self.report = Unpacked()
         try:
             if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-                raise UnpackError(path=directory, detail="there is something already")
+                raise UnpackError(
+                    path=directory,
+                    detail="there is something already: name another directory, or bring this one "
+                    "to the image with `imagetool patch-directory`",
+                )
             self._work.mkdir(mode=0o700)
         except FileExistsError:
             raise UnpackError(

@@ -9,7 +9,7 @@ from smallstack.images.errors import DeniedError
 from smallstack.images.names import parent
 from smallstack.proto.kinds import Time
 
-NO_ACCESS = "no access to image"
+NO_ACCESS = "no access to image: neither you nor a group of yours own it"
 HOUR_NS = 3600 * 10**9
 DEFAULT_MAXIMUM_NS = 24 * HOUR_NS
 DEFAULT_PRIVILEGED_MAXIMUM_NS = 730 * HOUR_NS

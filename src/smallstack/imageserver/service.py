@@ -143,7 +143,7 @@ class ImageService:
         name = request.image_name
         entry = self.catalogue.entry(name)
         if entry is None:
-            raise RefusedError(text="image does not exist")
+            raise RefusedError(text="image does not exist: check `imagetool list`")
         rights.check_image(call.peer, self.catalogue, name, entry)
         await asyncio.to_thread(self._delete, name)
         _log.info("DeleteImage(%s) by %s", name, call.peer)

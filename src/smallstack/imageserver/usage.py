@@ -40,7 +40,7 @@ def statistics(
         if image is None or image.file_system is None:
             if ignore_missing:
                 continue
-            raise RefusedError(text=f"image not found: {name}")
+            raise RefusedError(text=f"image not found: {name}: check `imagetool list`")
         objects = objects_of(image)
         sizes |= objects
         needed.update(dict.fromkeys(objects, 1))

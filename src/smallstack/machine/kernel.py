@@ -40,7 +40,10 @@ def find_kernel(tree: FileSystem) -> BootFiles:
     """
     boot = tree.lookup(b"/boot")
     if boot is None:
-        raise KernelError(detail="missing /boot directory")
+        raise KernelError(
+            detail="missing /boot directory: a kernel belongs there; a container image gets one by "
+            "`imagetool add --platform`"
+        )
     if not S_ISDIR(tree.inode(boot).mode):
         raise KernelError(detail="/boot is not a directory")
     kernels, initrds = [], []

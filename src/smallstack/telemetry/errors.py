@@ -10,6 +10,7 @@ do about it::
     raise ImageNotFoundError(name=name, server=server)
 """
 
+import os
 import sys
 from string import Formatter
 from typing import Any, Self
@@ -70,8 +71,11 @@ def describe(error: BaseException) -> str:
     An OSError gives the system's text and the file it is about.
     """
     if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+        if error.errno and text.startswith("Connect call failed"):  # asyncio's words, with a tuple
+            text = os.strerror(error.errno)
         about = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{about}"
+        return f"{text}{about}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -64,8 +64,11 @@ async def relay(connection: Connection) -> None:
         if not data:
             loop.remove_reader(stdin)
 
+    async def given() -> bytes:
+        return await (typed.get() if waited_for else asyncio.to_thread(os.read, stdin, 65536))
+
     async def outward() -> None:
-        while data := await typed.get():
+        while data := await given():
             head, detached, _ = data.partition(DETACH)
             connection.write(head)
             await connection.flush()
@@ -81,7 +84,11 @@ async def relay(connection: Connection) -> None:
         inward_done.set()
 
     inward_done = asyncio.Event()
-    loop.add_reader(stdin, readable)
+    try:
+        loop.add_reader(stdin, readable)
+        waited_for = True
+    except PermissionError:  # a file, or /dev/null: always readable, which epoll refuses to tell
+        waited_for = False
     tasks = [asyncio.create_task(outward()), asyncio.create_task(inward())]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -29,6 +29,7 @@ from smallstack.volumes.qcow2.errors import StreamDamagedError, StreamEndsError
 
 DEFAULT_LEVEL: Final = 1
 THREADS: Final = min(2, os.cpu_count() or 1)
+_MAGIC: Final = b"SSDIFF"
 
 
 def plan_stream(old: Disk, new: Disk, extents: Extents, *, old_digests: bool = True) -> Plan:
@@ -141,6 +142,8 @@ class StreamReader:
         self._file, self.name = file, name
         try:
             header = self._read(HEADER, 0)
+            if not header.startswith(_MAGIC):
+                raise NotAStreamError("it does not begin as what `smallstack volume diff` writes")
             self.plan = Plan.read(header + self._read_table(Plan.head_length(header) - HEADER))
         except NotAStreamError as error:
             raise StreamDamagedError(path=name, detail=str(error)) from None

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from smallstack.hypervisor import host_key
 from smallstack.hypervisor.errors import RecordError
-from smallstack.hypervisor.host_key import FILE, REMEMBERED, HostKey
+from smallstack.hypervisor.host_key import FILE, HostKey
 
 
 async def test_a_signature_is_verified_by_openssl(tmp_path: Path) -> None:
@@ -33,11 +34,14 @@ async def test_a_signature_is_verified_by_openssl(tmp_path: Path) -> None:
     assert verify() == "Verification failure"
 
 
-async def test_signatures_are_remembered_within_bounds(tmp_path: Path) -> None:
+async def test_signatures_are_remembered_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_key, "REMEMBERED", 3)
     key = HostKey(tmp_path)
-    for number in range(REMEMBERED + 20):
-        await key.sign(b"%d" % number)
-    assert len(key._signed) == REMEMBERED
+    for text in (b"a", b"b", b"c", b"a", b"d"):
+        await key.sign(text)
+    assert list(key._signed) == [b"c", b"a", b"d"]
 
 
 @pytest.mark.parametrize("text", [b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END"])

@@ -101,7 +101,6 @@ BAD: list[tuple[Callable[[], CreateVmRequest], type[Exception], str]] = [
     (lambda: request(machine_type=MachineType.VIRT), NotSupportedError, "machine type virt"),
     (lambda: request(architecture_type=ArchitectureType.ARM64), NotSupportedError, "arm64"),
     (lambda: request(enable_netboot=True), NotSupportedError, "booting from the network"),
-    (lambda: request(identity_key=b"k"), NotSupportedError, "an identity for a VM"),
     (lambda: request(secondary_volumes=[Volume()]), NotSupportedError, "a secondary volume"),
     (
         lambda: request(volumes=[Volume(type=VolumeType.MEMORY)]),

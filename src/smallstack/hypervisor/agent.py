@@ -25,6 +25,7 @@ from typing import Final
 from smallstack.hypervisor.errors import NoVmError, RecordError, VolumeFileError
 from smallstack.hypervisor.external_leases import ExternalLeases
 from smallstack.hypervisor.host_key import HostKey
+from smallstack.hypervisor.identities import Identities
 from smallstack.hypervisor.images import Images
 from smallstack.hypervisor.imports import Imports
 from smallstack.hypervisor.ledger import Ledger
@@ -71,8 +72,7 @@ class Parts:
     emulator: Emulator
     imports: Imports
     key: HostKey
-    identity_provider: str = ""
-    """Where VMs' credentials come from: a base URL."""
+    identities: Identities
 
 
 class Agent:
@@ -243,6 +243,7 @@ class Agent:
         await self.disconnect(vm)
         if vm.in_creation:
             return
+        await self.parts.identities.stop(vm)
         directories = [Path(v.directory_to_cleanup) for v in vm.record.volume_locations]
         await asyncio.to_thread(self.delete_files, vm.ip, directories)
         self.parts.wiring.tracers.end(vm.ip)
@@ -367,9 +368,11 @@ class Agent:
         for vm in vms:
             if not vm.gone and not vm.directory.is_acknowledged:
                 vm.expire_after(self.acknowledge_seconds)
+        await self.parts.identities.resume(vm for vm in vms if not vm.gone)
 
     async def close(self) -> None:
         """Let go of every VM; the machines run on."""
+        await self.parts.identities.close()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

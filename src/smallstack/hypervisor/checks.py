@@ -167,8 +167,6 @@ def _check_built(request: CreateVmRequest) -> None:
         )
     if info.virtualiser_image_name:
         raise NotSupportedError(asked="a custom virtualiser", instead="use this machine's QEMU")
-    if request.identity_certificate or request.identity_key:
-        raise NotSupportedError(asked="an identity for a VM", instead="leave it out")
     if request.enable_netboot:
         raise NotSupportedError(asked="booting from the network", instead="name an image")
     check_supported(info)

@@ -25,7 +25,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from smallstack import steps
 from smallstack.durable import sync_directory
@@ -37,6 +37,12 @@ from smallstack.hypervisor.errors import (
     RecordError,
     SpaceError,
     VmExistsError,
+)
+from smallstack.hypervisor.identities import (
+    check_pair,
+    note_holder,
+    pair_files,
+    write_identity,
 )
 from smallstack.hypervisor.image_url import parse_image_url
 from smallstack.hypervisor.images import KnownImage
@@ -55,6 +61,9 @@ from smallstack.steps import Action, Journal, NoUndo, PointHook, Steps, Together
 from smallstack.telemetry.errors import describe
 from smallstack.telemetry.timeline import Timeline
 from smallstack.volumes.brick import Brick
+
+if TYPE_CHECKING:
+    from smallstack.identity.roles import Holder
 
 _log = logging.getLogger("smallstack.hypervisor")
 OPERATION = "create"
@@ -98,6 +107,8 @@ class Creation:
         self._image_taken = asyncio.Event()
         """Nothing of an image that the client sends is left on the connection."""
         self._dhcp: DhcpWait | None = None
+        self._holder: Holder | None = None
+        """Who the VM is, if it is given an identity."""
 
     @property
     def created(self) -> Vm:
@@ -130,6 +141,10 @@ class Creation:
             request.image_data_size or request.vm_info.image_url
         ):
             self._parts.imports.check(request.vm_info.image_url, request.image_data_size)
+        if request.identity_certificate or request.identity_key:
+            self._holder = await check_pair(
+                request.identity_certificate, request.identity_key, caller
+            )
         self._request, self._caller = request, caller
         self._announced, self._progress = announced, progress
         await steps.run(self.steps(), self._journal, on_point)
@@ -202,6 +217,7 @@ class Creation:
             assert self._caller is not None
             holding = self._parts.ledger.holdings[self._ip]
             info = new_info(self._request.vm_info, holding, self._caller)
+            note_holder(info, self._holder)
             record = LocalVmInfo(vm_info=info)
             self.vm = Vm(record, directory, self._agent, agent_record, timeline=self.timeline)
             self.vm.in_creation = True
@@ -223,6 +239,9 @@ class Creation:
             steps.inside()
             if request.user_data_size:
                 await announced.store(request.user_data_size, directory.user_data)
+            if self._holder is not None:
+                files = pair_files(request.identity_certificate, request.identity_key)
+                await asyncio.to_thread(write_identity, directory.path, files)
             await asyncio.to_thread(directory.write_request, request)
 
     # image: its tree; objects are fetched when it is known which are needed. Or a whole disk.

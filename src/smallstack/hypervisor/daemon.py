@@ -27,6 +27,8 @@ from smallstack.hypervisor.agent import ACKNOWLEDGE_SECONDS, Agent, Parts
 from smallstack.hypervisor.errors import HypervisorError
 from smallstack.hypervisor.host import GIB, LocalHost
 from smallstack.hypervisor.host_key import HostKey
+from smallstack.hypervisor.identities import Identities
+from smallstack.hypervisor.identity_provider import IdentityProvider
 from smallstack.hypervisor.image_url import UrlPolicy
 from smallstack.hypervisor.images import Images
 from smallstack.hypervisor.imports import MAX_IMAGE, Imports
@@ -129,6 +131,9 @@ IDENTITY_CA_FILE = Setting(
 IDENTITY_PROVIDER = Setting(
     "identity_provider", text, "", "base URL of the provider of VMs' credentials"
 )
+IDENTITY_PROVIDER_CA_FILE = Setting(
+    "identity_provider_ca_file", text, "", "authority of the provider; default: the system's"
+)
 METADATA_TOKENS = Setting(
     "metadata_tokens",
     choice("nothing", "credentials", "everything"),
@@ -169,6 +174,7 @@ SETTINGS: list[Setting[object]] = [
         CA_FILE,
         IDENTITY_CA_FILE,
         IDENTITY_PROVIDER,
+        IDENTITY_PROVIDER_CA_FILE,
         METADATA_TOKENS,
         CERT_FILE,
         KEY_FILE,
@@ -328,13 +334,18 @@ async def _open_agent(
                 emulator,
                 imports,
                 key,
-                values[IDENTITY_PROVIDER],
+                Identities(key, _provider(values)),
             ),
             anonymous_creates=values[INSECURE],
         )
         vms.append(agent)
         stack.pop_all()
     return agent
+
+
+def _provider(values: Values) -> IdentityProvider | None:
+    url = values[IDENTITY_PROVIDER]
+    return IdentityProvider(url, values[IDENTITY_PROVIDER_CA_FILE]) if url else None
 
 
 async def _emulator(values: Values, store: Store) -> Emulator:

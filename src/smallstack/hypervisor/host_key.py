@@ -16,7 +16,7 @@ from smallstack.hypervisor.errors import RecordError
 from smallstack.telemetry.errors import describe
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
 FILE: Final = "key.pem"
 MODE: Final = 0o600
@@ -33,6 +33,10 @@ class HostKey:
         self._lock = asyncio.Lock()
         self._key: RSAPrivateKey | None = None
         self._signed: dict[bytes, bytes] = {}
+
+    async def public(self) -> RSAPublicKey:
+        """The public key."""
+        return (await self._loaded()).public_key()
 
     async def public_pem(self) -> bytes:
         """The public key: PKIX in PEM."""

@@ -12,6 +12,7 @@ from smallstack.hypervisor.methods.addressing import Addressing
 from smallstack.hypervisor.methods.changing import Changing
 from smallstack.hypervisor.methods.creating import Creating
 from smallstack.hypervisor.methods.host import HostMethods
+from smallstack.hypervisor.methods.identity import Identity
 from smallstack.hypervisor.methods.later import Later
 from smallstack.hypervisor.methods.looking import Looking
 from smallstack.hypervisor.methods.power import Power
@@ -26,6 +27,7 @@ _TOPICS: Final = (
     Access,
     Addressing,
     HostMethods,
+    Identity,
     Later,
     Looking,
     Power,

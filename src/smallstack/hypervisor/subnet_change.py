@@ -98,6 +98,7 @@ async def change_subnet(
         old = vm.info.address
         await _move(agent, vm, address, subnet.id, on_point)
         await agent.parts.ledger.readdress(old, vm.record)
+        await agent.parts.identities.forget(vm)
 
     try:
         await outlast(vm.apply(work, stopped=True))

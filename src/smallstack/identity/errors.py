@@ -33,3 +33,7 @@ class NoPairError(SmallStackError):
 
 class AuthorityError(SmallStackError):
     """certificate authority {directory}: {detail}"""
+
+
+class RoleError(SmallStackError):
+    """{what} cannot be a VM's: {detail}"""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
-from smallstack.hypervisor.errors import NoProviderError, NotLocalError
+from smallstack.hypervisor.errors import NotLocalError
 from smallstack.hypervisor.methods.access import hold_seconds
 from smallstack.hypervisor.methods.base import Methods, answering
 from smallstack.hypervisor.roots import full_disk
@@ -18,7 +18,6 @@ class HostMethods(Methods):
         """By method name."""
         return {
             "ChangeOwners": answering(self._owners),
-            "GetIdentityProvider": answering(self._provider),
             "GetPublicKey": answering(self._public_key),
             "GetRootCookiePath": answering(self._cookie_path),
             "HoldLock": answering(self._hold),
@@ -41,13 +40,6 @@ class HostMethods(Methods):
             await asyncio.to_thread(store.disable, request.disable)
         self._agent.updates.disabled_changed()
         return proto.SetDisabledStateResponse()
-
-    async def _provider(
-        self, _call: Call, _request: proto.GetIdentityProviderRequest
-    ) -> proto.GetIdentityProviderResponse:
-        if not self._agent.parts.identity_provider:
-            raise NoProviderError
-        return proto.GetIdentityProviderResponse(base_url=self._agent.parts.identity_provider)
 
     async def _public_key(
         self, _call: Call, _request: proto.GetPublicKeyRequest

@@ -30,8 +30,6 @@ LATER: Final[dict[str, str]] = {
     "PatchVmImage": "create a VM from the new image",
     "PowerOff": "stop the VMs, then power the machine off on itself",
     "PrepareVmForMigration": "stop the VM, and create it anew elsewhere",
-    "ReplaceVmCredentials": "give the VM its credentials through its user data",
-    "ReplaceVmIdentity": "give the VM its credentials through its user data",
     "ScanVmRoot": "get the volume by GetVmVolume, and look at it",
     "DiscardVmOldImage": "there is none: discard snapshots by DiscardVmSnapshot",
     "ReplaceVmImage": "create a VM from the new image",

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from smallstack.cli import demo
 from smallstack.settings import cache_directory
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.xdist_group("demo")]
@@ -81,6 +82,23 @@ def test_the_whole_demo(environment: dict[str, str], tmp_path: Path) -> None:
     assert "<h1>It runs.</h1>" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(os.listdir("/sys/class/net")) == links  # noqa: PTH208
+
+
+def test_a_program_that_cannot_run(environment: dict[str, str], tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("no program")
+    wrong = ((Path(sys.executable), "link it with -static"), (text, "neither a static"))
+    for program, told in wrong:
+        done = subprocess.run(
+            [*DEMO, "demo", "--run", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert told in done.stderr
+    assert demo.unfit(Path("/bin/busybox")) == ""
 
 
 @pytest.mark.parametrize(

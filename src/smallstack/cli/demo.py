@@ -11,6 +11,7 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,10 @@ from smallstack.settings import cache_directory
 RUN_PRIVATE = "run"
 NOTED = b"noted\n"
 ELF, SCRIPT = b"\x7fELF", b"#!"
+ELF64, ELF64_HEADER = ELF + b"\x02\x01", 64
+"""Of 64 bits, little end first; bytes of its header."""
+PT_INTERP = b"\x03\0\0\0"
+"""The type of the program header that names a dynamic linker."""
 
 
 class Kept(msgspec.Struct):
@@ -73,10 +78,8 @@ def command(
         fail("the demo makes namespaces, a bridge and taps, which needs root: sudo ./dev demo")
     if running := read_kept():
         fail(f"a kept demo is running (process {running.pid}); end it with: {dev()} down")
-    if program:
-        with program.open("rb") as file:
-            if not file.read(len(ELF)).startswith((ELF, SCRIPT)):
-                fail(f"--run {program}: neither a static program nor a script beginning with #!")
+    if program and (why_not := unfit(program)):
+        fail(f"--run {program}: {why_not}")
     lock = _lock()
     try:
         sys.exit(_leave_running(lock) if keep else run_in_namespaces(_own_command(), [lock]))
@@ -100,6 +103,21 @@ def down() -> None:
     os.close(directory)
     kept_file().unlink(missing_ok=True)
     print("the demo is down", file=sys.stderr)
+
+
+def unfit(program: Path) -> str:
+    """Why the guest, which has busybox and no libraries, cannot run a program; "" if it may."""
+    with program.open("rb") as file:
+        head = file.read(4096)
+    if not head.startswith((ELF, SCRIPT)):
+        return "neither a static program nor a script beginning with #!"
+    if head.startswith(ELF64) and len(head) >= ELF64_HEADER:  # its fields as elf(5) has them
+        (start,) = struct.unpack_from("<Q", head, 32)  # e_phoff
+        size, count = struct.unpack_from("<HH", head, 54)  # e_phentsize, e_phnum
+        places = range(start, start + size * count, size or 1)
+        if any(head[place : place + 4] == PT_INTERP for place in places):
+            return "it is linked dynamically: the guest has no libraries, link it with -static"
+    return ""
 
 
 def kept_file() -> Path:

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,42 @@ async def test_it_is_renewed_at_half_life(who: Identities, provider: Provider, v
         assert now[name] == first[name]
     assert now[routes.CERTIFICATE] != first[routes.CERTIFICATE]
     assert provider.asked["refresh"] == 0
+
+
+async def test_what_was_under_way_does_not_come_behind(
+    who: Identities, provider: Provider, vm: Vm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal that waits for the VM's task, which is about to have the VM be nobody."""
+    provider.lifetime = 2
+    await who.assign(vm, await requestor(who, provider), ALICE)
+
+    apply, waits = vm.apply, asyncio.Event()
+
+    async def noted(work: Callable[[], Awaitable[None]]) -> None:
+        asyncio.get_running_loop().call_soon(waits.set)
+        await apply(work)
+
+    async def be_nobody() -> None:
+        monkeypatch.setattr(vm, "apply", noted)
+        await waits.wait()
+        await who.forget(vm)
+
+    await apply(be_nobody)
+    await apply(partial(asyncio.sleep, 0))
+    assert files(vm) == {}
+
+
+async def test_two_roles_at_once(who: Identities, provider: Provider, vm: Vm) -> None:
+    """One of them wins, and nothing goes on renewing the other."""
+    certificate = await requestor(who, provider)
+    await asyncio.gather(*(who.assign(vm, certificate, ALICE) for _ in range(2)))
+    assert vm.info.identity_name == "web"
+    name = f"identity of {vm.ip}"
+    renewing = [task for task in asyncio.all_tasks() if task.get_name() == name]
+    assert len(renewing) == 1
+    await who.take_away(vm)
+    assert renewing[0].done()
+    assert files(vm) == {}
 
 
 async def test_the_requestor_is_renewed_too(who: Identities, provider: Provider, vm: Vm) -> None:

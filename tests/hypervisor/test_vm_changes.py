@@ -116,6 +116,25 @@ async def test_who_gives_up_waiting_for_it_holds_nothing(
         assert not vm.blocked
 
 
+async def test_what_nobody_waits_for_any_more_is_not_done(
+    tmp_path: Path, runtime: FakeRuntime
+) -> None:
+    async with running(make_vm(tmp_path, runtime, State.STOPPED)) as vm:
+        go_on, done = asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            done.set()
+
+        busy = asyncio.create_task(vm.apply(go_on.wait))
+        late = asyncio.create_task(vm.apply(work))
+        asyncio.get_running_loop().call_soon(late.cancel)
+        await asyncio.wait([late])
+        go_on.set()
+        await busy
+        await vm.change(tag)
+        assert not done.is_set()
+
+
 async def test_who_is_cancelled_finds_the_record_as_it_is_on_disk(
     tmp_path: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

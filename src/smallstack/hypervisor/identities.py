@@ -181,9 +181,16 @@ class Identities:
         found = await asyncio.to_thread(check_certificate, requestor, public, time.time(), what)
         _check_name(found, caller)
         files = await self._fetch(vm, found.name, requestor, await asyncio.to_thread(new_keys))
-        await self._become(vm, files, await self._holder(files))
-        await self.stop(vm)
-        self._begin(vm)
+        holder = await self._holder(files)
+        renewed = vm in self._tasks
+        await self.stop(vm)  # before: nothing of the former role may come behind this one
+        try:
+            await self._become(vm, files, holder)
+            renewed = True
+        finally:
+            if renewed:
+                await self.stop(vm)  # who gave it a role at the same time has begun
+                self._begin(vm)
 
     async def take_away(self, vm: Vm) -> None:
         """Have a VM be nobody. Raises DiskError, and what `Vm.apply` does."""
@@ -209,11 +216,13 @@ class Identities:
                 self._begin(vm)
 
     async def stop(self, vm: Vm) -> None:
-        """Renew no more: its VM goes, or is to be somebody else."""
-        task = self._tasks.pop(vm, None)
-        if task is not None and task is not asyncio.current_task():
+        """Renew no more: its VM goes, or is to be somebody else. Nothing of it is under way then
+        but what the VM's task is doing at this moment."""
+        while (task := self._tasks.get(vm)) is not None:
             task.cancel()
             await asyncio.wait([task])
+            if self._tasks.get(vm) is task:
+                del self._tasks[vm]
 
     async def close(self) -> None:
         """End every task."""

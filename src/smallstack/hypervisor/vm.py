@@ -382,6 +382,8 @@ class Vm:
             raise DiskError(path=self.directory.path, detail=describe(error)) from error
 
     async def _do(self, item: _Work) -> None:
+        if item.accepted.cancelled():
+            return  # who asked for it has given up, and may have asked for something else since
         if self._held and not item.holding:
             raise BlockedError
         if item.stopped:

@@ -96,7 +96,7 @@ def check_certificate(pem: bytes, public: PublicKey, now: float, what: str) -> H
         found = x509.load_pem_x509_certificates(pem)[0]
         same = found.public_key() == public
         names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise RoleError(what=what, detail=f"it is none in PEM: {describe(error)}") from None
     if not same:
         raise RoleError(what=what, detail="it is for another key")

@@ -126,6 +126,17 @@ def machine(tools: Tools, tmp_path: Path) -> None:
     tools.run("hyper-control", "register-external-leases", "52:54:00:00:00:01;203.0.113.99")
     tools.run("hyper-control", "register-external-leases")
     tools.run("hyper-control", "hold-lock", "1ms")
+    tools.run("hyper-control", "add-subnet", "last", "192.0.2.1", "255.255.255.0")
+    tools.run("hyper-control", "add-address", "", "192.0.2.10-192.0.2.13")
+    tools.run("hyper-control", "remove-excess-addresses", "3", "last")
+    tools.run("hyper-control", "remove-ip-address", "192.0.2.10")
+    assert "192.0.2.11" in refused(tools, "hyper-control", "remove-subnet", "last")
+    tools.run("hyper-control", "remove-mac-address", "52:54:c0:00:02:0b")
+    tools.run("hyper-control", "remove-excess-addresses", "0", "last")
+    tools.run("hyper-control", "remove-subnet", "last")
+    told = json.loads(tools.run("hyper-control", "get-updates", "--count", "1"))
+    assert [subnet["Id"] for subnet in told["Subnets"]] == ["other", "test"]
+    assert not [address for address in told["AddressPool"] if "192.0.2." in address["IpAddress"]]
 
 
 def refused(tools: Tools, tool: str, *words: str) -> str:

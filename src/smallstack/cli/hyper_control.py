@@ -42,6 +42,18 @@ COMMANDS = {
         "hold_vm_lock",
         "keep a VM from being changed for a while",
     ),
+    "remove-ip-address": (
+        "smallstack.cli.hyper.removals",
+        "ip",
+        "take a free address out of the pool",
+    ),
+    "remove-mac-address": ("smallstack.cli.hyper.removals", "mac", "the same, by its MAC"),
+    "remove-excess-addresses": (
+        "smallstack.cli.hyper.removals",
+        "excess",
+        "leave so many free addresses",
+    ),
+    "remove-subnet": ("smallstack.cli.hyper.removals", "subnet", "forget a subnet"),
 }
 
 group = tool(

@@ -117,6 +117,8 @@ def _classes(module: str) -> dict[str, ast.ClassDef]:
 
 
 CALLED: Final = {
+    "Hypervisor.ConnectToVmConsole": "connect_console",
+    "Hypervisor.ConnectToVmManager": "connect_manager",
     "Hypervisor.ConnectToVmSerialPort": "connect_serial",
     "ImageServer.GetFilteredImageUpdates": "follow_images",
     "ImageServer.GetImageUpdates": "follow_images",

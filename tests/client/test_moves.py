@@ -47,6 +47,18 @@ class Target:
         self.heard.append(await call.conn.read_exactly(request.image_data_size))
         call.conn.encode(proto.DebugVmImageResponse(final=True))
 
+    async def ReplaceVmImage(self, call: Call) -> None:  # noqa: N802
+        request = await call.conn.decode(proto.ReplaceVmImageRequest)
+        self.heard.append(await call.conn.read_exactly(request.image_data_size))
+        call.conn.encode(proto.ReplaceVmImageResponse(final=True))
+
+    async def RestoreVmImage(self, call: Call, request: Any) -> Any:  # noqa: N802
+        return proto.RestoreVmImageResponse(error="there is no old image")
+
+    async def DiscardVmOldImage(self, call: Call, request: Any) -> Any:  # noqa: N802
+        self.heard.append(request)
+        return proto.DiscardVmOldImageResponse()
+
     async def PatchVmImage(self, call: Call) -> None:  # noqa: N802
         self.heard.append(await call.conn.decode(proto.PatchVmImageRequest))
         call.conn.encode(proto.PatchVmImageResponse(progress_message="copying root"))
@@ -142,6 +154,13 @@ async def test_roots(serve: Serve, tmp_path: Path) -> None:
         assert [one.final async for one in debugging] == [True]
         assert target.heard.pop() == b"i" * 300_000
         assert told[-1] == (300_000, 300_000)
+        replacing = client.replace_vm_image(proto.ReplaceVmImageRequest(ip_address=IP), b"root")
+        assert [one.final async for one in replacing] == [True]
+        assert target.heard.pop() == b"root"
+        with pytest.raises(ServiceError, match="there is no old image"):
+            await client.restore_vm_image(IP)
+        await client.discard_vm_old_image(IP)
+        assert target.heard.pop() == proto.DiscardVmOldImageRequest(ip_address=IP)
         with pytest.raises(SourceError, match="it is empty"):
             await anext(client.debug_vm_image(proto.DebugVmImageRequest(), b""))
         seen = []

@@ -40,6 +40,36 @@ class Roots(ServiceClient):
             async for reply in replies:
                 yield reply
 
+    async def replace_vm_image(
+        self,
+        request: proto.image.ReplaceVmImageRequest,
+        image_data: bytes | Path | None = None,
+        sent: Sent | None = None,
+    ) -> AsyncGenerator[proto.image.ReplaceVmImageResponse, None]:
+        """Give a VM another root, from an image; the old one is kept, unless that is skipped.
+
+        ``image_data`` and ``sent`` as in `create_vm`.
+        """
+        sources = [] if image_data is None else [image_source(image_data)]
+        if sources:
+            request.image_data_size = sources[0].size
+        method = "Hypervisor.ReplaceVmImage"
+        response = proto.image.ReplaceVmImageResponse
+        replies = follow(self.client, method, request, response, sources, sent)
+        async with aclosing(replies):
+            async for reply in replies:
+                yield reply
+
+    async def restore_vm_image(self, ip_address: str) -> None:
+        """Go back to the root of before; the VM has to be stopped."""
+        request = proto.image.RestoreVmImageRequest(ip_address=ip_address)
+        await self.checked("RestoreVmImage", request, proto.image.RestoreVmImageResponse)
+
+    async def discard_vm_old_image(self, ip_address: str) -> None:
+        """Forget the root of before."""
+        request = proto.image.DiscardVmOldImageRequest(ip_address=ip_address)
+        await self.checked("DiscardVmOldImage", request, proto.image.DiscardVmOldImageResponse)
+
     async def patch_vm_image(
         self, request: proto.image.PatchVmImageRequest
     ) -> AsyncGenerator[proto.image.PatchVmImageResponse, None]:

@@ -159,6 +159,33 @@ async def test_what_was_under_way_does_not_come_behind(
     assert files(vm) == {}
 
 
+async def test_credentials_that_come_behind_a_role(
+    who: Identities, provider: Provider, vm: Vm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both wait for the VM's task, one behind the other."""
+    pair = pki.issue(pki.make_ca(tmp_path / "ca"), "robot")
+    certificate = await requestor(who, provider)
+    apply, go_on, waits = vm.apply, asyncio.Event(), asyncio.Event()
+
+    async def noted(work: Callable[[], Awaitable[None]]) -> None:
+        asyncio.get_running_loop().call_soon(waits.set)
+        await apply(work)
+
+    busy = asyncio.create_task(apply(go_on.wait))
+    monkeypatch.setattr(vm, "apply", noted)
+    assigning = asyncio.create_task(who.assign(vm, certificate, ALICE))
+    await waits.wait()
+    waits.clear()
+    giving = asyncio.create_task(who.give(vm, pair.certificate, pair.key, ALICE))
+    await waits.wait()
+    go_on.set()
+    with pytest.raises(RequestError, match="the VM has a role"):
+        await giving
+    await asyncio.gather(busy, assigning)
+    assert vm.info.identity_name == "web"
+    assert files(vm).keys() == {*CERTIFICATES, *KEYS}
+
+
 async def test_two_roles_at_once(who: Identities, provider: Provider, vm: Vm) -> None:
     """One of them wins, and nothing goes on renewing the other."""
     certificate = await requestor(who, provider)

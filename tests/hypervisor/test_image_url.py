@@ -53,6 +53,9 @@ def test_good_ones() -> None:
         ("file:///x", "file: is off, see --local-images-directory"),
         ("http://169.254.169.254/latest/user-data", "a link-local one"),
         ("http://[fe80::1]/", "a link-local one"),
+        ("http://168.63.129.16/", "a link-local one"),
+        ("http://100.100.100.200/", "a link-local one"),
+        ("http://192.0.0.192/", "a link-local one"),
         ("http://[::ffff:169.254.169.254]/", "a link-local one"),
     ],
 )

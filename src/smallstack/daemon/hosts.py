@@ -15,8 +15,13 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from smallstack.daemon.lookups import NameLookUpError
 
-_METADATA: Final = frozenset({ipaddress.ip_address("fd00:ec2::254")})
-"""Metadata services that have other than link-local addresses."""
+_METADATA: Final = frozenset(
+    map(
+        ipaddress.ip_address,
+        ("fd00:ec2::254", "168.63.129.16", "100.100.100.200", "192.0.0.192"),
+    )
+)
+"""Metadata services with other addresses: EC2's, Azure's, Alibaba's, Oracle's."""
 
 
 @dataclass(frozen=True)

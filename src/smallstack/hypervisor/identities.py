@@ -154,15 +154,12 @@ class Identities:
         Raises RequestError, RoleError, DiskError, and what `Vm.apply` does.
         """
         if vm in self._tasks:
-            raise RequestError(
-                detail="the VM has a role, which the identity provider gives its credentials: "
-                "take it away first"
-            )
+            raise _has_role()
         if not certificate and not key:
-            await self._become(vm, {}, None)
+            await self._become(vm, {}, None, given=True)
             return
         found = await check_pair(certificate, key, caller)
-        await self._become(vm, pair_files(certificate, key), found)
+        await self._become(vm, pair_files(certificate, key), found, given=True)
 
     async def assign(self, vm: Vm, requestor: bytes, caller: Caller) -> None:
         """Give a VM a role, or take it away (``requestor`` is empty); it has it on return.
@@ -235,11 +232,17 @@ class Identities:
             return
         self._tasks[vm] = asyncio.create_task(self._renew(vm), name=f"identity of {vm.ip}")
 
-    async def _become(self, vm: Vm, files: Files, holder: Holder | None) -> None:
+    async def _become(
+        self, vm: Vm, files: Files, holder: Holder | None, *, given: bool = False
+    ) -> None:
+        """Once it is the VM's turn; what is ``given`` is for a VM without a role."""
+
         def edit(record: LocalVmInfo) -> None:
             note_holder(record.vm_info, holder)
 
         async def work() -> None:
+            if given and await asyncio.to_thread((vm.directory.path / REQUESTOR).exists):
+                raise _has_role()  # since it was looked for
             try:
                 await asyncio.to_thread(write_identity, vm.directory.path, files)
             except OSError as error:
@@ -333,6 +336,13 @@ class Identities:
     async def _holder(self, files: Files) -> Holder:
         """Who the files make a VM, from the latest begin to the earliest end of X.509."""
         return await asyncio.to_thread(_holder_of, files)
+
+
+def _has_role() -> RequestError:
+    return RequestError(
+        detail="the VM has a role, which the identity provider gives its credentials: "
+        "take it away first"
+    )
 
 
 def _holder_of(files: Files) -> Holder:

@@ -7,7 +7,8 @@ what is to be::
     new file, synced ──► record ──► old file removed
 
 What a crash leaves over is removed at the next start (see strays.py). A raw volume without a
-partition table grows in place; any other is written anew.
+partition table grows in place; any other is written anew. In place the file system on it grows
+behind the record: what is cut short there is left to the guest's own check of it.
 """
 
 import asyncio

@@ -84,6 +84,24 @@ async def test_a_deleted_image_is_forgotten(images: Images, server: ScriptedImag
     await images.find("app")
 
 
+async def test_it_is_told_before_an_image_is_waited_for(
+    images: Images, server: ScriptedImageServer
+) -> None:
+    told: list[int] = []
+
+    async def waiting() -> None:
+        told.append(server.calls.count("GetImage none"))
+
+    await images.find("app", 10**9, waiting)
+    assert told == []
+    with pytest.raises(ImageMissingError):
+        await images.find("none", 1, waiting)
+    assert told == [0]
+    with pytest.raises(ImageMissingError):
+        await images.find("none", 0, waiting)
+    assert told == [0]
+
+
 async def test_an_image_that_expires_is_asked_for_again(
     images: Images, server: ScriptedImageServer
 ) -> None:

@@ -144,4 +144,7 @@ def _report(
     for name, detail in problems.items():
         print(f"{name}: {detail}", file=sys.stderr)
     if problems:
-        fail(f"{len(problems)} thing(s) are wrong")
+        objects = any(name.startswith("object ") for name in problems)
+        remedy = "; with the daemon stopped, --repair drops objects that are"
+        told = remedy if objects and "repaired" not in record else ""
+        fail(f"{len(problems)} thing(s) are wrong{told}")

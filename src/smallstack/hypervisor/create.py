@@ -262,9 +262,13 @@ class Creation:
         with self.timeline.phase("get image"):
             steps.inside()
             self._image = await self._parts.images.find(
-                request.vm_info.image_name, request.image_timeout
+                request.vm_info.image_name, request.image_timeout, self._wait_for_image
             )
         self.created.info.image_name = self._image.name
+
+    async def _wait_for_image(self) -> None:
+        name, seconds = self._request.vm_info.image_name, self._request.image_timeout / 1e9
+        await self._progress(f"waiting up to {seconds:.3g} s for image {name}: it is not there", "")
 
     async def _import_image(self) -> None:
         request, vm = self._request, self.created

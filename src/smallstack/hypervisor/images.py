@@ -85,11 +85,16 @@ class Images:
         self._idle: list[ImageServerClient] = []
         self._fetching: dict[str, asyncio.Task[KnownImage | None]] = {}
 
-    async def find(self, name: str, timeout_ns: int = 0) -> KnownImage:
+    async def find(
+        self,
+        name: str,
+        timeout_ns: int = 0,
+        waiting: Callable[[], Awaitable[None]] | None = None,
+    ) -> KnownImage:
         """The image of that name, or the latest one of the directory of that name.
 
-        ``timeout_ns``: how long to wait for an image that is not there yet. Raises
-        ImageServerError, ImageMissingError, EmptyDirectoryError or ImageTreeError.
+        ``timeout_ns``: how long to wait for an image that is not there yet; ``waiting`` is called
+        before. Raises ImageServerError, ImageMissingError, EmptyDirectoryError or ImageTreeError.
         """
         name = name.strip("/")
         if name in self._known:
@@ -99,6 +104,8 @@ class Images:
         latest = await self._ask_latest(name)
         if latest is not None:
             return self._recall(latest) or await self._fetch(latest, 0)
+        if timeout_ns > 0 and waiting is not None and not await self._ask_exists(name):
+            await waiting()
         return await self._fetch(name, timeout_ns)
 
     async def fetch(self, objects: Mapping[bytes, int]) -> Ensured:

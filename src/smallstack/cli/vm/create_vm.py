@@ -58,7 +58,13 @@ MAX_OVERLAY = 32 << 20
     help="at least; 0: from --milli-cpus",
 )
 @click.option("--subnet-id", default="", help="needed when the Hypervisor has several")
-@click.option("--image-timeout", type=Duration(), default="1m", show_default=True)
+@click.option(
+    "--image-timeout",
+    type=Duration(),
+    default="1m",
+    show_default=True,
+    help="how long to wait for an image that is not there yet",
+)
 @click.option("--min-free-bytes", type=Bytes(), default="256M", show_default=True)
 @click.option(
     "--roundup-power",

@@ -1,6 +1,7 @@
 """Who VMs are, by a provider that really answers; VMs without machines."""
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from smallstack.durable import replace_file
 from smallstack.hypervisor import identities
-from smallstack.hypervisor.errors import NoProviderError, RequestError
+from smallstack.hypervisor.errors import BlockedError, DiskError, NoProviderError, RequestError
 from smallstack.hypervisor.host_key import HostKey
 from smallstack.hypervisor.identities import (
     CERTIFICATES,
@@ -265,6 +266,46 @@ async def test_who_may_not_be_asked_for(who: Identities, provider: Provider, vm:
     with pytest.raises(ProviderError, match="certificate verify failed"):
         await stranger.assign(vm, asked, ALICE)
     assert files(vm) == {}
+
+
+async def test_a_vm_that_somebody_has_stays_who_it_is(
+    who: Identities, provider: Provider, vm: Vm
+) -> None:
+    """A change that is refused leaves the role, and it is renewed as before."""
+    provider.lifetime = 2
+    await who.assign(vm, await requestor(who, provider), ALICE)
+    async with vm.hold():
+        with pytest.raises(BlockedError):
+            await who.assign(vm, b"", ALICE)
+        with pytest.raises(BlockedError):
+            await who.assign(vm, await requestor(who, provider), ALICE)
+    assert vm.info.identity_name == "web"
+    end = vm.info.identity_expires
+    await vm.until(lambda: vm.info.identity_expires != end)
+    assert files(vm).keys() == {*CERTIFICATES, *KEYS}
+
+
+async def test_a_full_disk_leaves_no_mixture(
+    who: Identities, provider: Provider, vm: Vm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await who.assign(vm, await requestor(who, provider), ALICE)
+
+    def full(path: Path, data: bytes, mode: int, *, sync: bool = True) -> None:
+        if path.name == routes.ED25519_KEY:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        replace_file(path, data, mode, sync=sync)
+
+    monkeypatch.setattr(identities, "replace_file", full)
+    end, provider.lifetime = vm.info.identity_expires, 1800
+    with pytest.raises(DiskError, match="No space left"):
+        await who.assign(vm, await requestor(who, provider), ALICE)
+    left = files(vm)
+    assert not left.keys() & {*CERTIFICATES} - {REQUESTOR}
+    monkeypatch.undo()
+    # The renewal that follows makes it whole again, with the keys there are.
+    await vm.until(lambda: vm.info.identity_expires != end)
+    assert files(vm).keys() == {*CERTIFICATES, *KEYS}
+    assert vm.info.identity_name == "web"
 
 
 async def test_after_a_restart(

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 from smallstack.durable import replace_file
 from smallstack.hypervisor.errors import DiskError, NoProviderError, RequestError
 from smallstack.network.metadata import routes
+from smallstack.outlast import outlast
 from smallstack.proto.kinds import Time
 from smallstack.telemetry.errors import SmallStackError, describe
 
@@ -80,7 +81,8 @@ def write_identity(directory: Path, files: Files) -> None:
     changed = [name for name in kept if _read(directory / name) != files[name]]
     if changed:
         for name in CERTIFICATES:
-            (directory / name).unlink(missing_ok=True)
+            if name != REQUESTOR:  # by which a renewal makes the rest whole, whatever happens now
+                (directory / name).unlink(missing_ok=True)
     for name in changed:
         replace_file(directory / name, files[name], 0o600)
     for name in CERTIFICATES:
@@ -178,21 +180,11 @@ class Identities:
         found = await asyncio.to_thread(check_certificate, requestor, public, time.time(), what)
         _check_name(found, caller)
         files = await self._fetch(vm, found.name, requestor, await asyncio.to_thread(new_keys))
-        holder = await self._holder(files)
-        renewed = vm in self._tasks
-        await self.stop(vm)  # before: nothing of the former role may come behind this one
-        try:
-            await self._become(vm, files, holder)
-            renewed = True
-        finally:
-            if renewed:
-                await self.stop(vm)  # who gave it a role at the same time has begun
-                self._begin(vm)
+        await outlast(self._settle(vm, files))
 
     async def take_away(self, vm: Vm) -> None:
-        """Have a VM be nobody. Raises DiskError, and what `Vm.apply` does."""
-        await self.stop(vm)
-        await self._become(vm, {}, None)
+        """Have a VM be nobody. Raises DiskError, and what `Vm.apply` does; then it has its role."""
+        await outlast(self._settle(vm, {}))
 
     async def forget(self, vm: Vm) -> None:
         """As `take_away`, from within the ``work`` of `Vm.apply`; the record says so already."""
@@ -225,6 +217,18 @@ class Identities:
         """End every task."""
         for vm in list(self._tasks):
             await self.stop(vm)
+
+    async def _settle(self, vm: Vm, files: Files) -> None:
+        """Have a VM be who these files say, and no renewal of what it was come in between."""
+        renewed = vm in self._tasks
+        await self.stop(vm)
+        try:
+            await self._become(vm, files, await self._holder(files) if files else None)
+            renewed = REQUESTOR in files
+        finally:
+            if renewed and not vm.gone:
+                await self.stop(vm)  # of who settled something else meanwhile
+                self._begin(vm)
 
     def _begin(self, vm: Vm) -> None:
         if self.provider is None:

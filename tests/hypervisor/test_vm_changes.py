@@ -169,6 +169,8 @@ async def test_whoever_outlasts_a_change_does_not_outlast_the_task(
     task.cancel()
     with pytest.raises(NoVmError):
         await working
+    with pytest.raises(NoVmError):
+        await vm.change(tag)
 
 
 async def test_an_end_that_is_due_comes_afterwards(tmp_path: Path, runtime: FakeRuntime) -> None:

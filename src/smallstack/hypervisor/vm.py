@@ -120,6 +120,8 @@ class Vm:
         self._powered_down = False
         self._expiry: asyncio.TimerHandle | None = None
         self._gone = False
+        self._ended = False
+        """Whether nobody takes anything out of the queue any more."""
         self._delete_error: Exception | None = None
 
     def __repr__(self) -> str:
@@ -266,7 +268,7 @@ class Vm:
         ``stopped``: only while the VM is; ``holding``: by whom holds it. Raises StateError,
         BlockedError, NoVmError, and what ``work`` raises.
         """
-        if self._gone:
+        if self._gone or self._ended:
             raise NoVmError(ip=self.ip)
         accepted: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(_Work(work, accepted, stopped, holding))
@@ -583,7 +585,7 @@ class Vm:
 
     async def _post(self, event: Event) -> Any:
         """Put a request into the queue and wait until it is accepted. Raises its refusal."""
-        if self._gone:
+        if self._gone or self._ended:
             raise NoVmError(ip=self.ip)
         accepted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(_Item(event, accepted))
@@ -624,6 +626,7 @@ class Vm:
 
     async def _close(self) -> None:
         """End every task beside this one; whoever waits in the queue is told."""
+        self._ended = True
         self.discard_token()
         if self._expiry is not None:
             self._expiry.cancel()

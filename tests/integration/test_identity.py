@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -139,6 +140,34 @@ async def test_renewed_across_a_restart_and_gone_with_its_vm(
         await client.replace_vm_identity(ip, provider.requestor("web", public))
         await client.destroy_vm(ip)
     assert not directory.exists()
+
+
+async def test_by_command(bare_cloud: Cloud, provider: Provider, tmp_path: Path) -> None:
+    cloud = bare_cloud
+    ip = (await cloud.create(do_not_start=True)).ip_address
+    robot = pki.issue(pki.make_ca(tmp_path / "others"), "robot")
+    certificate, key = robot.write(tmp_path / "robot")
+    async with cloud.client() as client:
+        public = await client.get_public_key()
+    role = tmp_path / "role.pem"
+    role.write_bytes(provider.requestor("web", public))
+    for words, status, name in (
+        (("replace-vm-credentials", ip, str(certificate), str(key)), 0, "robot"),
+        (("replace-vm-credentials", ip, str(certificate)), 2, "robot"),
+        (("replace-vm-identity", ip, str(role)), 0, "web"),
+        (("replace-vm-credentials", ip, str(certificate), str(key)), 1, "web"),
+        (("replace-vm-identity", ip), 0, ""),
+    ):
+        tool = [sys.executable, "-m", "smallstack.cli.vm_control"]
+        tool += ["--cert-directory", str(cloud.credentials.pair.key.parent)]
+        process = await asyncio.create_subprocess_exec(
+            *tool, *words, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await process.communicate()
+        assert process.returncode == status, said.decode()
+        assert (len(said.splitlines()) == 1) == (status != 0), said.decode()
+        async with cloud.client() as client:
+            assert (await client.get_vm_info(ip)).identity_name == name
 
 
 async def test_a_vm_is_created_as_somebody(cloud: Cloud, tmp_path: Path) -> None:

@@ -93,6 +93,12 @@ COMMANDS = {
         "become_primary",
         "be a VM's first owner",
     ),
+    "replace-vm-credentials": (
+        "smallstack.cli.vm.identity",
+        "credentials",
+        "give a VM a certificate and its key",
+    ),
+    "replace-vm-identity": ("smallstack.cli.vm.identity", "identity", "give a VM a role"),
     "change-vm-owner-users": ("smallstack.cli.vm.owners", "users", "the users who own a VM"),
     "change-vm-owner-groups": ("smallstack.cli.vm.owners", "groups", "the groups who own a VM"),
     "get-vm-access-token": (

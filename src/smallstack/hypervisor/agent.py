@@ -381,7 +381,7 @@ class Agent:
         await self.parts.wiring.close()
         await self.parts.images.close()
         await self.parts.roots.close()
-        self.parts.cache.close()
+        await asyncio.to_thread(self.parts.cache.close)  # writes its index anew
         if self.parts.emulator.groups is not None:
             await asyncio.to_thread(self.parts.emulator.groups.close)
         self.parts.store.close()

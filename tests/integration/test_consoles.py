@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from smallstack.client.errors import ServiceError
+from smallstack.hypervisor.methods.reaching import MAX_COMMAND
 from smallstack.proto.enums import ConsoleType, State
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import AccessDeniedError
@@ -75,6 +76,11 @@ async def test_display_and_monitor(cloud: Cloud) -> None:
         lines = [await told(monitor), await told(monitor)]
         assert {"return": {}} in lines
         assert {"event": "STOP", "data": {}} in lines
+        async with cloud.client() as other, other.connect_manager(ip) as endless:
+            endless.write(b"x" * (MAX_COMMAND + 1))
+            await endless.flush()
+            assert "a command of more than" in (await told(endless))["error"]["desc"]
+            assert await endless.read_some() == b""
         async with cloud.client() as other:
             await other.destroy_vm(ip)
         assert (await told(monitor))["event"] == "SHUTDOWN"

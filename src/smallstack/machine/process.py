@@ -15,6 +15,7 @@ takes it up again by its directory, after a restart or a ``kill -9`` at any mome
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -59,10 +60,11 @@ QUIT_LIMIT = 5.0
 EXIT_LIMIT = 30.0
 """Seconds for QEMU to end once it has said that the guest has (it flushes disks meanwhile)."""
 DISPLAY = "display"
-"""What a descriptor for a client of the display is called."""
+"""How the names of descriptors for clients of displays begin; no two have the same."""
 DRAIN_LIMIT = 1.0
 """Seconds for the last bytes of the sockets of a process that has ended."""
 
+_displays = itertools.count(1)
 _CTRL_ALT_DELETE = {"keys": [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]}
 
 
@@ -276,11 +278,12 @@ class Machine:
         Raises MonitorError where there is no such display, MonitorLostError.
         """
         ours, theirs = socket.socketpair()
+        name = f"{DISPLAY}-{next(_displays)}"
         try:
             with theirs:
-                await self._monitor.send_descriptor(theirs.fileno(), DISPLAY)
+                await self._monitor.send_descriptor(theirs.fileno(), name)
             await self._monitor.execute(
-                "add_client", {"protocol": "vnc", "fdname": DISPLAY, "skipauth": True}
+                "add_client", {"protocol": "vnc", "fdname": name, "skipauth": True}
             )
         except BaseException:
             ours.close()

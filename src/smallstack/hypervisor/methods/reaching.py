@@ -10,7 +10,7 @@ from smallstack.hypervisor.errors import RequestError, StateError
 from smallstack.hypervisor.methods.base import CHUNK, Methods, Stream, first_of, opening, pass_on
 from smallstack.hypervisor.vm import Vm
 from smallstack.machine.console import read_log
-from smallstack.machine.errors import ConsoleClosedError
+from smallstack.machine.errors import ConsoleClosedError, MonitorLostError
 from smallstack.machine.process import Machine
 from smallstack.machine.start import CONSOLE
 from smallstack.proto.enums import ConsoleType, State
@@ -118,9 +118,14 @@ class Reaching(Methods):
             while data := await conn.read_some(MAX_COMMAND):
                 *lines, rest = (rest + data).replace(b"\n", b"\r").split(b"\r")
                 if len(rest) > MAX_COMMAND:
-                    raise RequestError(detail=f"a command of more than {MAX_COMMAND} bytes")
+                    await told.put(_failure(f"a command of more than {MAX_COMMAND} bytes"))
+                    return
                 for line in filter(None, map(bytes.strip, lines)):
-                    await told.put(await machine.answer(line.decode(errors="replace")))
+                    try:
+                        await told.put(await machine.answer(line.decode(errors="replace")))
+                    except MonitorLostError as error:
+                        await told.put(_failure(str(error)))
+                        return
 
         async def stream() -> None:
             machine.listeners.append(hear)
@@ -138,7 +143,7 @@ class Reaching(Methods):
                 machine.listeners.remove(hear)
                 for task in ends:
                     task.cancel()
-                await asyncio.wait(ends)
+                await asyncio.gather(*ends, return_exceptions=True)
             conn.close()
 
         return stream
@@ -169,6 +174,11 @@ def _running(vm: Vm) -> Machine:
     if vm.state is not State.RUNNING or vm.machine is None:
         raise StateError(text="VM is not running")
     return vm.machine
+
+
+def _failure(text: str) -> dict[str, object]:
+    """A line that tells the caller why nothing more comes, as QEMU tells of errors."""
+    return {"error": {"class": "GenericError", "desc": text}}
 
 
 async def _ended(machine: Machine) -> None:

@@ -1,6 +1,7 @@
 """Messages come from class docstrings and are always one line."""
 
 import pickle
+from pathlib import Path
 
 from smallstack.telemetry.errors import SmallStackError, describe
 
@@ -44,6 +45,8 @@ def test_wrap_and_describe() -> None:
     error = SmallStackError.wrap(cause)
     assert str(error) == "No such file or directory: /x"
     assert error.__cause__ is cause
+    assert describe(cause, Path("/x")) == "No such file or directory"
+    assert describe(cause, "/y") == "No such file or directory: /x"
     assert describe(TimeoutError()) == "TimeoutError"
     refused = ConnectionRefusedError(111, "Connect call failed ('198.51.100.1', 80)")  # asyncio's
     assert describe(refused) == "Connection refused"

@@ -24,7 +24,7 @@ COMMANDS = {
         "disks in files: what differs, flatten, commit, compact, check",
     ),
     "log": ("smallstack.cli.log", "group", "the log of a daemon, from afar"),
-    "pki": ("smallstack.cli.pki", "pki", "make and list certificates"),
+    "pki": ("smallstack.cli.pki", "pki", "make, list and renew certificates"),
 }
 
 

@@ -111,7 +111,7 @@ class Source:
             try:
                 self.size = self._path.stat().st_size
             except OSError as error:
-                raise SourceError(name=self._path, detail=describe(error)) from error
+                raise SourceError(name=self._path, detail=describe(error, self._path)) from error
 
     async def send(self, conn: Connection, sent: Sent | None = None) -> None:
         """Queue and flush it all; ``sent`` hears of it. Raises SourceError, also when the file got
@@ -124,11 +124,11 @@ class Source:
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise SourceError(name=self._path, detail=describe(error)) from error
+            raise SourceError(name=self._path, detail=describe(error, self._path)) from error
         try:
             await send_file(conn, fd, self.size, sent=sent)
         except OSError as error:
-            raise SourceError(name=self._path, detail=describe(error)) from error
+            raise SourceError(name=self._path, detail=describe(error, self._path)) from error
         finally:
             os.close(fd)
 

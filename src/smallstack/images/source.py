@@ -74,4 +74,4 @@ def _readable(source: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SourceError(path=source, detail=describe(error)) from error
+        raise SourceError(path=source, detail=describe(error, source)) from error

@@ -9,7 +9,7 @@ class NetworkError(SmallStackError):
 
 class BridgeMissingError(NetworkError):
     """bridge {name!r} does not exist: make it (`ip link add {name} type bridge`), or let the
-    agent make it by naming it with an address"""
+    agent make it by `--bridge-address`"""
 
 
 class NotABridgeError(NetworkError):

@@ -65,16 +65,18 @@ class _OneLine(Formatter):
         return super().get_value(key, args, kwargs)
 
 
-def describe(error: BaseException) -> str:
+def describe(error: BaseException, named: object = None) -> str:
     """One line for any exception: its own text, or its class name where that is empty.
 
-    An OSError gives the system's text and the file it is about.
+    An OSError gives the system's text and the file it is about, unless that is the one ``named``
+    beside this text anyway.
     """
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
         if error.errno and text.startswith("Connect call failed"):  # asyncio's words, with a tuple
             text = os.strerror(error.errno)
-        about = f": {error.filename}" if error.filename else ""
+        file = error.filename
+        about = f": {file}" if file and str(file) != str(named) else ""
         return f"{text}{about}"
     return " ".join(str(error).split()) or type(error).__name__
 

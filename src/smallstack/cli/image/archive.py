@@ -47,7 +47,7 @@ def restore_command(target: ImageTarget, file: Path, expires_in: int | None) -> 
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise SourceError(name=file, detail=describe(error)) from error
+            raise SourceError(name=file, detail=describe(error, file)) from error
         until = Time()
         if expires_in is not None:
             until = Time.from_nanoseconds(Time.now().nanoseconds_since_epoch + expires_in)

@@ -49,6 +49,30 @@ def test_from_nothing_to_a_daemon_and_a_user(tmp_path: Path) -> None:
     assert table[3].split()[:3] == ["alice", "user", "dev,ops"]
 
 
+@pytest.mark.parametrize("arguments", [["alice"], ["hv", "--server"]])
+@pytest.mark.parametrize("left", ["cert", "key"])
+def test_a_key_that_is_there_is_not_written_over(
+    tmp_path: Path, arguments: list[str], left: str
+) -> None:
+    """Whoever uses it would be locked out, without a word."""
+    directory, out = tmp_path / "pki", tmp_path / "out"
+    issue = ["issue", *arguments, "--out", str(out)]
+    _run(directory, "make-ca")
+    assert _run(directory, *issue).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for path in out.iterdir():
+        if path.name != "ca.pem" and left not in path.name:
+            path.unlink()
+    result = _run(directory, *issue)
+    assert result.exit_code == 1
+    assert "exists: renew it with `smallstack pki renew`" in result.stderr
+    assert all(path.read_bytes() == before[path.name] for path in out.iterdir())
+    assert _run(directory, *issue, "--replace").exit_code == 0
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in after if name != "ca.pem")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

@@ -26,7 +26,11 @@ from smallstack.identity import pki as authority
 from smallstack.identity.certificate import load
 from smallstack.identity.credentials import find_pairs
 from smallstack.identity.decision import match
-from smallstack.identity.errors import ForeignCertificateError, NoPairError
+from smallstack.identity.errors import (
+    CertificateExistsError,
+    ForeignCertificateError,
+    NoPairError,
+)
 from smallstack.proto.methods import METHODS
 from smallstack.telemetry.errors import SmallStackError, describe
 
@@ -118,6 +122,7 @@ def renew_ca(directory: Path, identity: bool, days: int) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="where to write it: ~/.ssl for users; needed for daemons",
 )
+@click.option("--replace", is_flag=True, help="make it anew where there is one already")
 @click.pass_obj
 @_told
 def issue(directory: Path, /, **options: Any) -> None:
@@ -134,6 +139,11 @@ def issue(directory: Path, /, **options: Any) -> None:
         raise click.UsageError("a name has no slash in it")
     if options["identity"] and options["methods"]:
         raise click.UsageError("methods of a certificate by the --identity authority do not count")
+    place = (out or Path("~/.ssl")).expanduser()
+    for suffix in ("cert", "key"):
+        path = place / (f"{suffix}.pem" if server else f"{name}.{suffix}")
+        if path.exists() and not options["replace"]:
+            raise CertificateExistsError(place=path)
     made_by = authority.Authority.load(directory, options["identity"])
     made = authority.issue(
         made_by,
@@ -151,8 +161,8 @@ def issue(directory: Path, /, **options: Any) -> None:
         made.write_server(out, made_by)
         print(out)
     else:
-        place, _ = made.write((out or Path("~/.ssl")).expanduser(), name)
-        print(place)
+        written, _ = made.write(place, name)
+        print(written)
 
 
 @pki.command("renew")

@@ -19,6 +19,10 @@ class CredentialsExpiredError(SmallStackError):
     """certificate {place} {detail}: renew it, for instance with `smallstack pki renew`"""
 
 
+class CertificateExistsError(SmallStackError):
+    """certificate {place} exists: renew it with `smallstack pki renew`, or make another in its place with --replace"""  # noqa: E501
+
+
 class RenewalError(SmallStackError):
     """certificate {place} cannot be renewed: {detail}"""
 

@@ -22,6 +22,7 @@ import pytest
 from smallstack.cli.hyper_control import COMMANDS as HYPER_CONTROL
 from smallstack.cli.imagetool import COMMANDS as IMAGETOOL
 from smallstack.cli.vm_control import COMMANDS as VM_CONTROL
+from smallstack.identity import pki
 from tests.integration.cloud import BRIDGE, IMAGE, Cloud
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
@@ -202,6 +203,11 @@ def changes(tools: Tools, tmp_path: Path) -> None:
     assert (tmp_path / "got").read_text() == "mine"
     assert "no old user data" in refused(tools, "vm-control", "restore-vm-user-data", ip)
     tools.run("vm-control", "discard-vm-old-user-data", ip)
+    robot = pki.issue(pki.make_ca(tmp_path / "others"), "robot").write(tmp_path / "robot")
+    tools.run("vm-control", "replace-vm-credentials", ip, *robot)
+    assert json.loads(tools.run("vm-control", "get-vm-info", ip))["IdentityName"] == "robot"
+    said = refused(tools, "vm-control", "replace-vm-identity", ip, str(robot[0]))
+    assert "identity provider" in said, said
     tools.run("hyper-control", "hold-vm-lock", ip, "1ms")
     moved = tools.run("vm-control", "change-vm-subnet", ip, "test").strip()
     assert moved.startswith("198.51.100.")

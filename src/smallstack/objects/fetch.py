@@ -69,8 +69,10 @@ class Fetch:
         Raises ObjectMissingError, ObjectCorruptError, ObjectSizeError, FetchError, StoreSpaceError
         or StoreError; what came whole is kept.
         """
-        source = self._source
+        source, into = self._source, self._entry
         calls = [_Call(source, part, self._times.answer_seconds) for part in _requests(order)]
+        # One for all requests: large objects of the first are checked while the next ones come.
+        intake = Intake(into.store, into.index, order, source.name, into.packs, into.pack_up_to)
         try:
             for number, call in enumerate(calls):
                 call.ask()
@@ -78,27 +80,14 @@ class Fetch:
                 total = await asyncio.to_thread(check_sizes, stream, call.order, source.name)
                 ask_next = calls[number + 1].ask if call is not calls[-1] else _nothing
                 reader = Reader(stream, source.name, self._times.stall_seconds)
-                await self._take_in(call.order, reader, total, ask_next)
+                await self._pump(reader, total, intake, ask_next)
                 await call.close()
         except OSError as error:
             raise FetchError(server=source.name, detail=describe(error)) from error
         finally:
+            await outlast(self._publish(asyncio.to_thread(intake.finish)))
             for call in calls:
                 await call.close()
-
-    async def _take_in(
-        self,
-        order: Sequence[tuple[bytes, int]],
-        reader: Reader,
-        total: int,
-        near_end: Callable[[], None],
-    ) -> None:
-        into = self._entry
-        intake = Intake(into.store, into.index, order, reader.server, into.packs, into.pack_up_to)
-        try:
-            await self._pump(reader, total, intake, near_end)
-        finally:
-            await outlast(self._publish(asyncio.to_thread(intake.finish)))
         if intake.error is not None:
             raise intake.error
 

@@ -10,7 +10,7 @@ SIZE: Final = 64 << 10
 """Bytes: shorter runs of zeros, and what is not at a multiple of it, are data like any other."""
 _PUNCH: Final = 0x02 | 0x01
 """FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE"""
-_ZEROS: Final = memoryview(bytes(SIZE))
+_ZEROS: Final = bytes(SIZE)
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
@@ -30,7 +30,7 @@ def runs(data: memoryview, offset: int) -> Iterator[tuple[bool, int]]:
     hole = False
     while at < len(data):
         length = min(SIZE - (offset + at) % SIZE, len(data) - at)
-        zeros = length == SIZE and data[at] == 0 and data[at : at + SIZE] == _ZEROS
+        zeros = length == SIZE and data[at] == 0 and bytes(data[at : at + SIZE]) == _ZEROS
         if zeros != hole:
             if at > start:
                 yield hole, at - start

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import click
 
-from smallstack.cli.options import Target, run
+from smallstack.cli.options import Target, cert_directory_option, plain_option, run
 from smallstack.client.logger import LoggerClient
 
 T = TypeVar("T")
@@ -20,20 +20,8 @@ LEVEL = click.IntRange(-1, 255)
 
 
 @click.group("log")
-@click.option(
-    "--cert-directory",
-    type=click.Path(path_type=Path),
-    default=Path("~/.ssl"),
-    envvar="SMALLSTACK_CERT_DIRECTORY",
-    show_default=True,
-    help="directory with the client's key and certificate files",
-)
-@click.option(
-    "--plain",
-    is_flag=True,
-    envvar="SMALLSTACK_PLAIN",
-    help="no TLS: only for a daemon that was started with --insecure",
-)
+@cert_directory_option
+@plain_option
 @click.pass_context
 def group(ctx: click.Context, cert_directory: Path, plain: bool) -> None:
     """The log of any daemon, named by host:port; needs rights for Logger.* there."""

@@ -38,6 +38,22 @@ class Target(msgspec.Struct, frozen=True):
         return None if self.plain else ClientCredentials.load(self.cert_directory)
 
 
+cert_directory_option = click.option(
+    "--cert-directory",
+    type=click.Path(path_type=Path),
+    default=Path("~/.ssl"),
+    envvar="SMALLSTACK_CERT_DIRECTORY",
+    show_default=True,
+    help="directory with the client's key and certificate files",
+)
+plain_option = click.option(
+    "--plain",
+    is_flag=True,
+    envvar="SMALLSTACK_PLAIN",
+    help="no TLS: only for a daemon that was started with --insecure",
+)
+
+
 def with_port(address: str, port: int) -> str:
     """``address`` as it is when it names a port, else with ``port``; IPv6 gets its brackets."""
     if address.count(":") > 1 and not address.startswith("["):

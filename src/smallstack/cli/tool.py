@@ -10,7 +10,13 @@ import click
 import msgspec
 
 from smallstack.cli.lazy import LazyGroup, Table
-from smallstack.cli.options import Target, fail, with_port
+from smallstack.cli.options import (
+    Target,
+    cert_directory_option,
+    fail,
+    plain_option,
+    with_port,
+)
 
 
 class Daemon(msgspec.Struct, frozen=True):
@@ -39,20 +45,8 @@ def tool(name: str, text: str, commands: Table, daemon: Daemon) -> click.Group:
         show_default=True,
         help=f"host[:port] of the {daemon.title}",
     )
-    @click.option(
-        "--cert-directory",
-        type=click.Path(path_type=Path),
-        default=Path("~/.ssl"),
-        envvar="SMALLSTACK_CERT_DIRECTORY",
-        show_default=True,
-        help="directory with the client's key and certificate files",
-    )
-    @click.option(
-        "--plain",
-        is_flag=True,
-        envvar="SMALLSTACK_PLAIN",
-        help="no TLS: only for a daemon that was started with --insecure",
-    )
+    @cert_directory_option
+    @plain_option
     @click.pass_context
     def group(ctx: click.Context, address: str, cert_directory: Path, plain: bool) -> None:
         ctx.obj = daemon.target(with_port(address, daemon.port), cert_directory.expanduser(), plain)

@@ -25,6 +25,7 @@ from smallstack.srpc.errors import CallError
 from smallstack.srpc.json_coder import Decoder
 from smallstack.srpc.server import Call as ServerCall
 from smallstack.srpc.server import Server
+from tests.srpc.speaker import speaking
 from tests.srpc.test_gob_captures import CONVERSATIONS
 from tests.srpc.test_json_captures import SESSIONS, VECTORS
 
@@ -123,7 +124,6 @@ async def check_answer(conn: Connection, event: Event) -> None:
 async def captured_server(name: str) -> AsyncIterator[tuple[tuple[str, int], bytearray]]:
     """A server that says what was captured, in turn; its address, and what it heard."""
     heard = bytearray()
-    ended: list[asyncio.Task[None]] = []
 
     async def speak(conn: Connection) -> None:
         while (head := framing.parse_request_head(conn.peek())) is None:
@@ -134,22 +134,9 @@ async def captured_server(name: str) -> AsyncIterator[tuple[tuple[str, int], byt
         for event in events(name):
             if not event.from_client:
                 conn.write(event.data)
-        await conn.flush()
-        while data := await conn.read_some():
-            heard.extend(data)
-        conn.abort()
 
-    class Speaker(Connection):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            ended.append(asyncio.ensure_future(speak(self)))
-
-    listening = await asyncio.get_running_loop().create_server(Speaker, "127.0.0.1", 0)
-    try:
-        yield listening.sockets[0].getsockname()[:2], heard
-    finally:
-        listening.close()
-        await asyncio.gather(*ended)
+    async with speaking(speak, heard) as address:
+        yield address, heard
 
 
 @pytest.mark.parametrize("name", SESSIONS)

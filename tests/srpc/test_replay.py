@@ -21,6 +21,7 @@ from smallstack.srpc.errors import AccessDeniedError
 from smallstack.srpc.server import Call as ServerCall
 from smallstack.srpc.server import Server
 from tests.proto.reference_gob import renumber
+from tests.srpc.speaker import speaking
 from tests.srpc.test_gob_captures import (
     CONVERSATIONS,
     VECTORS,
@@ -130,7 +131,6 @@ async def _captured_server(
     captured = (VECTORS / f"{name}.s2c.bin").read_bytes()
     rest = captured.removeprefix(framing.CONNECTED)
     assert rest != captured
-    ended: list[asyncio.Task[None]] = []
     heard = bytearray()
 
     async def speak(conn: Connection) -> None:
@@ -143,22 +143,9 @@ async def _captured_server(
         if _endpoint(conversation).tls:
             await conn.start_tls(certificates.server.context, server_side=True)
         conn.write(rest)
-        await conn.flush()
-        while data := await conn.read_some():
-            heard.extend(data)
-        conn.abort()
 
-    class Speaker(Connection):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            ended.append(asyncio.ensure_future(speak(self)))
-
-    serving = await asyncio.get_running_loop().create_server(Speaker, "127.0.0.1", 0)
-    try:
-        yield serving.sockets[0].getsockname()[:2], heard
-    finally:
-        serving.close()
-        await asyncio.gather(*ended)
+    async with speaking(speak, heard) as address:
+        yield address, heard
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)

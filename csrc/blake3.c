@@ -11,6 +11,7 @@
 
 enum { CHUNK_START = 1, CHUNK_END = 2, PARENT = 4, ROOT = 8 };
 enum { MAX_LANES = 16, SUBTREE_CHUNKS = 256 };
+enum { AHEAD = 128 }; /* bytes of a lane that are fetched early */
 
 static const uint32_t IV[8] = {0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A,
                                0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19};
@@ -167,8 +168,9 @@ static void push(struct ss_blake3 *state, struct batch *batch, const uint8_t *va
     memcpy(state->stack[state->depth++], pair + 32, 32);
 }
 
+/* With `more` the end of `data` is not that of the message. */
 static void update(struct ss_blake3 *state, struct batch *batch, const uint8_t *data,
-                   size_t length)
+                   size_t length, bool more)
 {
     uint8_t values[SUBTREE_CHUNKS][SS_BLAKE3_SIZE];
 
@@ -189,11 +191,13 @@ static void update(struct ss_blake3 *state, struct batch *batch, const uint8_t *
         push(state, batch, values[0], 0);
         state->tail_length = 0;
     }
-    while (length > SS_BLAKE3_CHUNK) { /* the last chunk stays in the tail: it may be the root's */
+    /* The last chunk of a message stays in the tail: it may be the root's. */
+    while (length > SS_BLAKE3_CHUNK || (more && length == SS_BLAKE3_CHUNK)) {
         unsigned level = 0;
         size_t count = 1;
         while (count < SUBTREE_CHUNKS && (state->chunks & (2 * count - 1)) == 0 &&
-               length > 2 * count * SS_BLAKE3_CHUNK) {
+               (length > 2 * count * SS_BLAKE3_CHUNK ||
+                (more && length == 2 * count * SS_BLAKE3_CHUNK))) {
             count *= 2;
             level++;
         }
@@ -211,12 +215,20 @@ static void update(struct ss_blake3 *state, struct batch *batch, const uint8_t *
     state->tail_length = (uint32_t)length;
 }
 
+void ss_blake3_more(struct ss_blake3 *state, const void *data, size_t length)
+{
+    struct batch batch;
+    batch.lanes = ss_blake3_lanes();
+    batch.count = 0;
+    update(state, &batch, data, length, true);
+}
+
 void ss_blake3_update(struct ss_blake3 *state, const void *data, size_t length)
 {
     struct batch batch;
     batch.lanes = ss_blake3_lanes();
     batch.count = 0;
-    update(state, &batch, data, length);
+    update(state, &batch, data, length, false);
 }
 
 static void finish(const struct ss_blake3 *state, struct batch *batch,
@@ -256,59 +268,84 @@ int ss_blake3_digest_lanes(unsigned lanes, const void *data, size_t length,
     batch.lanes = lanes;
     batch.count = 0;
     start(&state);
-    update(&state, &batch, data, length);
+    update(&state, &batch, data, length, false);
     finish(&state, &batch, digest);
     return 0;
 }
 
+static size_t chunks_of(const struct ss_blake3_message *message)
+{
+    return message->length == 0 ? 1 : (message->length - 1) / SS_BLAKE3_CHUNK + 1;
+}
+
+/* The chunks of messages, those that are whole or those that are short: a lane with a short one
+ * would wait for the others. `values` has a place for every chunk. */
+static void add_chunks(struct batch *batch, struct ss_blake3_message *messages, size_t count,
+                       bool whole, uint8_t (*values)[SS_BLAKE3_SIZE])
+{
+    size_t used = 0;
+
+    for (size_t k = 0; k < count; k++) {
+        struct ss_blake3_message *message = &messages[k];
+        size_t full = message->length / SS_BLAKE3_CHUNK, rest = message->length % SS_BLAKE3_CHUNK;
+        size_t chunks = chunks_of(message);
+        uint8_t *only = chunks == 1 ? message->digest : NULL;
+
+        for (size_t i = 0; whole && i < full; i++)
+            add_chunk(batch, message->data + i * SS_BLAKE3_CHUNK, SS_BLAKE3_CHUNK, i,
+                      only != NULL ? ROOT : 0, only != NULL ? only : values[used + i]);
+        if (!whole && full < chunks)
+            add_chunk(batch, message->data + full * SS_BLAKE3_CHUNK, rest, full,
+                      only != NULL ? ROOT : 0, only != NULL ? only : values[used + full]);
+        used += chunks;
+    }
+    run(batch);
+}
+
+/* One level of the trees over the chunks of messages: nodes are `width` chunks wide. */
+static void join_level(struct batch *batch, struct ss_blake3_message *messages, size_t count,
+                       size_t width, uint8_t (*values)[SS_BLAKE3_SIZE])
+{
+    size_t at = 0;
+
+    for (size_t k = 0; k < count; k++) {
+        size_t chunks = chunks_of(&messages[k]);
+        size_t nodes = (chunks + width - 1) / width;
+        for (size_t i = 0; i + 1 < nodes; i += 2) {
+            /* Node i stays at values[at + i * width]; its pair is brought beside it, into the
+             * place behind it, which no other node of this level uses. */
+            uint8_t *left = values[at + i * width];
+            if (width > 1)
+                memcpy(left + SS_BLAKE3_SIZE, values[at + (i + 1) * width], SS_BLAKE3_SIZE);
+            add_parent(batch, left, nodes == 2 ? ROOT : 0,
+                       nodes == 2 ? messages[k].digest : left);
+        }
+        at += chunks;
+    }
+    run(batch);
+}
+
 void ss_blake3_small(struct ss_blake3_message *messages, size_t count)
 {
-    enum { ROOM = SS_BLAKE3_SMALL / SS_BLAKE3_CHUNK * 4 };
+    enum { ROOM = SS_BLAKE3_SMALL / SS_BLAKE3_CHUNK };
     uint8_t values[ROOM][SS_BLAKE3_SIZE];
     struct batch batch;
-    size_t first = 0;
 
     batch.lanes = ss_blake3_lanes();
     batch.count = 0;
-    while (first < count) {
+    for (size_t first = 0, end = 0; first < count; first = end) {
         /* As many messages as `values` holds: first all their chunks, then level by level. */
-        size_t used = 0, end = first, most = 0;
-        while (end < count) {
-            size_t length = messages[end].length;
-            size_t chunks = length == 0 ? 1 : (length - 1) / SS_BLAKE3_CHUNK + 1;
+        size_t used = 0, most = 0;
+        for (; end < count; end++) {
+            size_t chunks = chunks_of(&messages[end]);
             if (used + chunks > ROOM)
                 break;
-            for (size_t i = 0; i < chunks; i++) {
-                size_t at = i * SS_BLAKE3_CHUNK;
-                size_t part = length - at < SS_BLAKE3_CHUNK ? length - at : SS_BLAKE3_CHUNK;
-                add_chunk(&batch, messages[end].data + at, part, i, chunks == 1 ? ROOT : 0,
-                          chunks == 1 ? messages[end].digest : values[used + i]);
-            }
             used += chunks;
             most = chunks > most ? chunks : most;
-            end++;
         }
-        run(&batch);
-        for (size_t width = 1; width < most; width *= 2) {
-            size_t at = 0;
-            for (size_t k = first; k < end; k++) {
-                size_t length = messages[k].length;
-                size_t chunks = length == 0 ? 1 : (length - 1) / SS_BLAKE3_CHUNK + 1;
-                size_t nodes = (chunks + width - 1) / width; /* at this level */
-                for (size_t i = 0; i + 1 < nodes; i += 2) {
-                    /* Node i stays at values[at + i * width]; its pair is brought beside it, into
-                     * the place behind it, which no other node of this level uses. */
-                    uint8_t *left = values[at + i * width];
-                    if (width > 1)
-                        memcpy(left + SS_BLAKE3_SIZE, values[at + (i + 1) * width],
-                               SS_BLAKE3_SIZE);
-                    add_parent(&batch, left, nodes == 2 ? ROOT : 0,
-                               nodes == 2 ? messages[k].digest : left);
-                }
-                at += chunks;
-            }
-            run(&batch);
-        }
-        first = end;
+        add_chunks(&batch, messages + first, end - first, true, values);
+        add_chunks(&batch, messages + first, end - first, false, values);
+        for (size_t width = 1; width < most; width *= 2)
+            join_level(&batch, messages + first, end - first, width, values);
     }
 }

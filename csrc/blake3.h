@@ -30,10 +30,13 @@ struct ss_blake3_message {
 
 void ss_blake3_start(struct ss_blake3 *state);
 void ss_blake3_update(struct ss_blake3 *state, const void *data, size_t length);
+/* The same for data behind which at least one more byte comes; quick where every such length is a
+ * multiple of a large power of two. */
+void ss_blake3_more(struct ss_blake3 *state, const void *data, size_t length);
 void ss_blake3_finish(const struct ss_blake3 *state, uint8_t digest[SS_BLAKE3_SIZE]);
 
-/* The digests of `count` messages of at most 64 KiB each, their chunks mixed in the lanes. */
-#define SS_BLAKE3_SMALL 65536
+/* The digests of `count` messages of at most 1 MiB each, their chunks mixed in the lanes. */
+#define SS_BLAKE3_SMALL (1 << 20)
 void ss_blake3_small(struct ss_blake3_message *messages, size_t count);
 
 /* How many lanes this processor uses: 4, 8 or 16. */

@@ -94,6 +94,8 @@ KERNEL_TARGET static void KERNEL(const struct lane_input *inputs, unsigned count
             lengths[lane] = last ? in->last_length : 64;
             flag[lane] = in->flags | (block == 0 ? in->first_flags : 0) |
                          (last ? in->last_flags : 0);
+            /* 16 streams of a few lines each are too many, and too short, to be foreseen */
+            __builtin_prefetch(from + AHEAD);
             for (unsigned r = 0; r < ROWS; r++) /* row r of all lanes lies together */
                 memcpy(&row[r * LANES + lane], from + r * VECTOR_BYTES, VECTOR_BYTES);
         }

@@ -9,7 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SHARE_FROM = 64 << 10 }; /* bytes: below, writing is as fast, and extents stay few */
+enum {
+    SHARE_FROM = 64 << 10, /* bytes: below, writing is as fast, and extents stay few */
+    SMALL = 64 << 10       /* bytes: up to here a file is hashed with its neighbours */
+};
 
 int ss_files_open(struct ss_files *files)
 {
@@ -98,6 +101,18 @@ static int read_all(struct ss_files *files, struct ss_plan *plan, uint8_t *to, s
     return 0;
 }
 
+/* The bytes before files->done. */
+static void hash(struct ss_files *files, const struct ss_plan *plan, const uint8_t *data,
+                 size_t length)
+{
+    if (plan->source->facts == NULL)
+        return;
+    if (files->done < files->size)
+        ss_blake3_more(&files->hash, data, length);
+    else
+        ss_blake3_update(&files->hash, data, length);
+}
+
 /* A hole's zeros count in the digest too. */
 static void pass_hole(struct ss_files *files, const struct ss_plan *plan, uint64_t to)
 {
@@ -106,9 +121,8 @@ static void pass_hole(struct ss_files *files, const struct ss_plan *plan, uint64
         to = files->size;
     while (files->done < to) {
         uint64_t part = to - files->done < sizeof zeros ? to - files->done : sizeof zeros;
-        if (plan->source->facts != NULL)
-            ss_blake3_update(&files->hash, zeros, part);
         files->done += part;
+        hash(files, plan, zeros, part);
     }
 }
 
@@ -189,8 +203,7 @@ static int64_t copy_shared(struct ss_files *files, struct ss_plan *plan, struct 
         size_t part = length - passed < sink->room ? length - passed : sink->room;
         if ((rc = read_all(files, plan, sink->now.buffer, part)) < 0)
             return rc;
-        if (plan->source->facts != NULL)
-            ss_blake3_update(&files->hash, sink->now.buffer, part);
+        hash(files, plan, sink->now.buffer, part);
         passed += part;
     }
     if ((rc = ss_sink_seek(sink, sink->now.position + length)) < 0)
@@ -206,7 +219,7 @@ int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *
     int rc;
 
     pass_hole(files, plan, (uint64_t)logical * EXT4_BLOCK);
-    if (files->done == 0 && end >= files->size && files->size <= SS_BLAKE3_SMALL)
+    if (files->done == 0 && end >= files->size && files->size <= SMALL)
         return copy_small(files, plan, sink, padded);
     int64_t shared = copy_shared(files, plan, sink, padded);
     if (shared < 0)
@@ -220,8 +233,7 @@ int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *
         uint8_t *to = sink->now.buffer + sink->now.fill;
         if ((rc = read_all(files, plan, to, bytes)) < 0)
             return rc;
-        if (plan->source->facts != NULL)
-            ss_blake3_update(&files->hash, to, bytes);
+        hash(files, plan, to, bytes);
         memset(to + bytes, 0, part - bytes);
         sink->now.fill += part;
         padded -= part;

@@ -2,6 +2,8 @@
 #include "object_pack.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,11 +14,10 @@
 #include "sha512.h"
 
 enum {
-    TOGETHER = 32,          /* small messages hashed at a time by BLAKE3 */
+    TOGETHER = 128,            /* small messages hashed at a time by BLAKE3 */
     WRITE_AT_ONCE = 128 << 10, /* see ext4_sink.c */
     VECTORS = 256,
-    PART = 64 << 10,        /* of a file read at a time */
-    FILES = 8               /* read side by side */
+    THREAD_FROM = 1 << 20 /* bytes that are worth a second thread */
 };
 
 static void digest_blake3(struct ss_pack_object *objects, size_t count)
@@ -156,90 +157,63 @@ int ss_pack_write(int fd, uint64_t offset, const struct ss_pack_object *objects,
     return rc < 0 ? rc : flush(&gather);
 }
 
-/* A file that is being read. */
-struct reading {
-    struct ss_pack_file *file; /* NULL: none */
-    uint64_t done;             /* bytes */
-    uint64_t state[8];
-    struct ss_blake3 blake3;
-    uint8_t *part;
+/* The second half of what enters, on its way in. */
+struct half {
+    int fd;
+    uint64_t offset;
+    struct ss_pack_object *objects;
+    size_t count;
+    int64_t right;
+    int error;
 };
 
-static int read_part(const struct reading *reading, size_t length)
+static void *enter_half(void *context)
 {
-    for (size_t have = 0; have < length;) {
-        ssize_t got = pread(reading->file->fd, reading->part + have, length - have,
-                            (off_t)(reading->done + have));
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return got < 0 ? -errno : -ENODATA;
-        have += (size_t)got;
-    }
-    return 0;
+    struct half *half = context;
+
+    half->right = ss_pack_check(half->objects, half->count);
+    if (half->right > 0 && half->fd >= 0)
+        half->error = ss_pack_write(half->fd, half->offset, half->objects, (size_t)half->right);
+    return NULL;
 }
 
-/* One part of every file that is being read; how many there were. */
-static size_t pass(struct reading readings[FILES])
+static bool start(pthread_t *thread, struct half *half)
 {
-    struct ss_sha512_message messages[FILES];
-    struct reading *owners[FILES];
-    size_t count = 0;
+    sigset_t all, before;
 
-    for (unsigned i = 0; i < FILES; i++) {
-        struct reading *reading = &readings[i];
-        if (reading->file == NULL)
-            continue;
-        uint64_t left = reading->file->size - reading->done;
-        size_t length = left < PART ? left : PART;
-        reading->file->error = read_part(reading, length);
-        if (reading->file->error < 0) {
-            reading->file = NULL;
-            continue;
-        }
-        ss_blake3_update(&reading->blake3, reading->part, length);
-        struct ss_sha512_message *message = &messages[count];
-        message->data = reading->part;
-        message->length = length;
-        message->before = reading->done;
-        message->more = left > length;
-        memcpy(message->state, reading->state, sizeof message->state);
-        owners[count++] = reading;
-    }
-    ss_sha512_many(messages, count);
-    for (size_t i = 0; i < count; i++) {
-        struct reading *reading = owners[i];
-        memcpy(reading->state, messages[i].state, sizeof reading->state);
-        reading->done += messages[i].length;
-        if (!messages[i].more) {
-            memcpy(reading->file->sha512, messages[i].digest, sizeof reading->file->sha512);
-            ss_blake3_finish(&reading->blake3, reading->file->blake3);
-            reading->file = NULL;
-        }
-    }
-    return count;
+    sigfillset(&all); /* signals belong to the caller's threads */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pthread_create(thread, NULL, enter_half, half);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return rc == 0;
 }
 
-int ss_pack_check_files(struct ss_pack_file *files, size_t count)
+int64_t ss_pack_enter(int fd, uint64_t offset, struct ss_pack_object *objects, size_t count,
+                      int *error)
 {
-    struct reading *readings = calloc(FILES, sizeof *readings);
-    uint8_t *parts = malloc((size_t)FILES * PART);
-    size_t next = 0;
-    bool going = readings != NULL && parts != NULL;
-    int rc = going ? 0 : -ENOMEM;
+    uint64_t bytes = 0, before = 0, padded = 0;
+    size_t split = 0;
+    pthread_t thread;
 
-    while (going) {
-        for (unsigned i = 0; i < FILES; i++)
-            if (readings[i].file == NULL && next < count) {
-                readings[i].file = &files[next++];
-                readings[i].file->error = 0;
-                readings[i].done = 0;
-                readings[i].part = parts + (size_t)i * PART;
-                ss_blake3_start(&readings[i].blake3);
-            }
-        going = pass(readings) > 0 || next < count;
+    for (size_t i = 0; i < count; i++)
+        bytes += objects[i].size;
+    if (bytes < THREAD_FROM)
+        split = count;
+    for (; split < count && before < bytes / 2; split++) {
+        before += objects[split].size;
+        padded += (objects[split].size + SS_PACK_ALIGN - 1) / SS_PACK_ALIGN * SS_PACK_ALIGN;
     }
-    free(readings);
-    free(parts);
-    return rc;
+    struct half first = {.fd = fd, .offset = offset, .objects = objects, .count = split};
+    struct half second = {.fd = fd, .offset = offset + padded, .objects = objects + split,
+                          .count = count - split};
+    bool aside = second.count > 0 && start(&thread, &second);
+    enter_half(&first);
+    if (aside)
+        pthread_join(thread, NULL);
+    else
+        enter_half(&second);
+    *error = first.error < 0 ? first.error : second.error;
+    if (first.right < 0 || second.right < 0)
+        return -ENOMEM;
+    return first.right < (int64_t)split ? first.right : (int64_t)split + second.right;
 }

@@ -2,7 +2,7 @@
  *
  * Small ones come whole in memory and go side by side into one file, a pack, each at a multiple of
  * SS_PACK_ALIGN bytes: what lies between them is zeros, so that a file system can give back an
- * object's blocks, or share them. Large ones have a file each, which is read again to be checked.
+ * object's blocks, or share them. For large ones see object_digests.h.
  */
 #ifndef SS_OBJECT_PACK_H
 #define SS_OBJECT_PACK_H
@@ -19,14 +19,6 @@ struct ss_pack_object {
     uint8_t blake3[32];  /* out */
 };
 
-struct ss_pack_file {
-    int fd;
-    uint64_t size;       /* bytes, at least 1 */
-    uint8_t sha512[64];  /* out */
-    uint8_t blake3[32];  /* out */
-    int error;           /* out: 0 or a negative errno; -ENODATA where the file is shorter */
-};
-
 /* The number of the first object that has another SHA-512, or `count`: all of them are right then
  * and have their BLAKE3. -ENOMEM. */
 int64_t ss_pack_check(struct ss_pack_object *objects, size_t count);
@@ -36,7 +28,10 @@ int64_t ss_pack_check(struct ss_pack_object *objects, size_t count);
  * 0 or a negative errno; what was written then is worth nothing. */
 int ss_pack_write(int fd, uint64_t offset, const struct ss_pack_object *objects, size_t count);
 
-/* Digests of files from their byte 0 on. -ENOMEM. */
-int ss_pack_check_files(struct ss_pack_file *files, size_t count);
+/* Both, by two threads where there is enough of it; -1 for `fd`: only the check. Behind the objects
+ * that are right the pack may have bytes that are worth nothing; with a negative errno in *error, of
+ * the writing, so are all of them. */
+int64_t ss_pack_enter(int fd, uint64_t offset, struct ss_pack_object *objects, size_t count,
+                      int *error);
 
 #endif

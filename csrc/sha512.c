@@ -4,6 +4,9 @@
 #include <endian.h>
 #include <errno.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 enum { BLOCK = 128, MAX_LANES = 8, LENGTH_BYTES = 16 };
 

@@ -1,14 +1,16 @@
-/* sources: csrc/object_pack.c csrc/sha512.c csrc/blake3.c */
+/* sources: csrc/object_pack.c csrc/object_digests.c csrc/sha512.c csrc/blake3.c */
 /* Objects on their way into a pack. Input: one byte of how many, two bytes of size for each, then
  * what they are made of. Every kernel has to say the same of them, the pack to hold them, and a part
  * at a time has to give what the whole gives. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "blake3.h"
+#include "object_digests.h"
 #include "object_pack.h"
 #include "sha512.h"
 
@@ -37,6 +39,22 @@ static void in_parts(const struct ss_sha512_message *whole, size_t part)
     require(memcmp(message.digest, whole->digest, SS_SHA512_SIZE) == 0);
 }
 
+/* A file beside another that ends too early. */
+static void require_digests(int fd, uint64_t size)
+{
+    struct ss_digests *all = ss_digests_new();
+    unsigned ended = 0;
+
+    require(all != NULL);
+    require(ss_digests_add(all, fd, size) == 0);
+    require(ss_digests_add(all, fd, UINT64_MAX) == 1);
+    while (ended != 3)
+        ended |= ss_digests_read(all, 1);
+    require(ss_digests_take(all, 0).error == 0);
+    require(ss_digests_take(all, 1).error == -ENODATA);
+    ss_digests_free(all);
+}
+
 static void pack(struct ss_pack_object *objects, size_t count, uint8_t wrong)
 {
     int fd = memfd_create("pack", MFD_CLOEXEC);
@@ -47,16 +65,17 @@ static void pack(struct ss_pack_object *objects, size_t count, uint8_t wrong)
     require(fd >= 0);
     if (first < count)
         objects[first].hash = other;
+    int error = -1;
     require(ss_pack_check(objects, count) == (int64_t)first);
-    require(ss_pack_write(fd, offset, objects, first) == 0);
+    require(ss_pack_enter(fd, offset, objects, count, &error) == (int64_t)first && error == 0);
+    require(ss_pack_enter(-1, 0, objects, count, &error) == (int64_t)first && error == 0);
     for (size_t i = 0; i < first; i++) {
         uint8_t *back = malloc(objects[i].size), digest[32];
         require(pread(fd, back, objects[i].size, (off_t)offset) == (ssize_t)objects[i].size);
         require(memcmp(back, objects[i].data, objects[i].size) == 0);
         require(ss_blake3_digest_lanes(4, back, objects[i].size, digest) == 0);
         require(memcmp(digest, objects[i].blake3, sizeof digest) == 0);
-        struct ss_pack_file file = {.fd = fd, .size = offset + objects[i].size};
-        require(ss_pack_check_files(&file, 1) == 0 && file.error == 0);
+        require_digests(fd, offset + objects[i].size);
         free(back);
         offset += (objects[i].size + SS_PACK_ALIGN - 1) / SS_PACK_ALIGN * SS_PACK_ALIGN;
     }

@@ -96,8 +96,8 @@ def test_files_read_side_by_side(tmp_path: Path, sizes: list[int]) -> None:
         (tmp_path / str(number)).write_bytes(data)
         fds.append(os.open(tmp_path / str(number), os.O_RDONLY))
     try:
-        found = pack.digests(list(zip(fds, sizes, strict=True)))
-        short = pack.digests([(fds[0], sizes[0] + 1), (fds[-1], sizes[-1])])
+        found = digests(list(zip(fds, sizes, strict=True)))
+        short = digests([(fds[0], sizes[0] + 1), (fds[-1], sizes[-1])])
     finally:
         for fd in fds:
             os.close(fd)
@@ -105,4 +105,32 @@ def test_files_read_side_by_side(tmp_path: Path, sizes: list[int]) -> None:
     assert os.strerror(-short[0][2]) == "No data available"
     assert short[1] == found[-1]
     with pytest.raises(ValueError, match="at least one byte"):
-        pack.digests([(0, 0)])
+        digests([(0, 0)])
+
+
+def digests(files: list[tuple[int, int]]) -> list[tuple[bytes, bytes, int]]:
+    """SHA-512, BLAKE3 and 0 or a negative errno of (descriptor, bytes); one joins as one ends."""
+    reader: pack.Digests[int] = pack.Digests()
+    found: dict[int, tuple[bytes, bytes, int]] = {}
+    for number, (fd, size) in enumerate(files):
+        while reader.full:
+            found.update((n, (sha, blake, error)) for n, sha, blake, error in reader.read(1))
+        reader.add(fd, size, number)
+    assert reader.full == (len(files) - len(found) == 8)
+    while reader.reading:
+        found.update((n, (sha, blake, error)) for n, sha, blake, error in reader.read(3))
+    return [found[number] for number in range(len(files))]
+
+
+def test_no_more_files_than_are_read_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    reader: pack.Digests[int] = pack.Digests()
+    try:
+        for number in range(8):
+            reader.add(fd, 1, number)
+        with pytest.raises(ValueError, match="as many files"):
+            reader.add(fd, 1, 8)
+        assert sorted(done[0] for done in reader.read(1)) == list(range(8))
+    finally:
+        os.close(fd)

@@ -339,8 +339,11 @@ class ObjectCache:
                             wrong += item[1]
                 await _pause(items)
             await self._reserve(room, wrong)
-            # Large ones first: they are checked while the small ones come.
-            await asyncio.to_thread(order.sort, key=lambda one: one[1] <= self.pack_up_to)
+            # Large ones first, the largest before all: they are checked side by side, while the
+            # small ones come.
+            await asyncio.to_thread(
+                order.sort, key=lambda one: -one[1] if one[1] > self.pack_up_to else 0
+            )
             arrivals = _Arrivals(self, room, got)
             packs = self._packs if self._packs.usable else None
             entry = Entry(self._store, self._index, packs, self.pack_up_to)

@@ -1,29 +1,21 @@
 """Cuts a run of bytes into the objects it is made of and stores each as it ends.
 
 Small objects are checked many at a time, in the lanes of the processor, and go into a pack. A
-large one gets a file of its own as it comes, which is read again to be checked, several side by
-side, before it gets its name. What is stored is believed once the index names it: a kill before
+large one gets a file of its own as it comes, which `Checker` reads again, several side by side,
+before it gets its name. What is stored is believed once the index names it: a kill before
 leaves bytes in a pack that nothing names, or a file that the next start removes.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final
 
 from smallstack.objects import pack
+from smallstack.objects.checker import Checker
 from smallstack.objects.errors import ObjectCorruptError, ObjectSizeError
 from smallstack.objects.index import Index
 from smallstack.objects.packs import Packs, PackWriter, Part, Spot
 from smallstack.objects.store import IN_MEMORY, ObjectStore, Stored, Unchecked
 from smallstack.proto.kinds import Hash
-
-ABREAST: Final = 64
-"""Large objects that are checked side by side, and so may wait for each other."""
-WAITING_BYTES: Final = 96 << 20
-"""They do not wait for more than this in all."""
-
 
 class Intake:
     """Takes the bytes of ``objects`` (digest, size) in order; one thread at a time uses it.
@@ -51,16 +43,16 @@ class Intake:
         self._index = index
         self._server = server
         self._together = together
+        self._objects = objects
         self._coming = iter(objects)
+        self._large_to_come = -1  # counted by the first bytes, in their thread
         self._writer = PackWriter(packs) if packs is not None else None
         self._hash = b""
         self._size = 0
         self._cut: list[bytes | bytearray] = []
         self._cut_left = 0
         self._large: Unchecked | None = None
-        self._waiting: list[Unchecked] = []
-        self._checking: Future[list[Stored]] | None = None
-        self._checker = ThreadPoolExecutor(1, "intake")
+        self._checker: Checker | None = None
 
     def feed(self, data: bytes | bytearray) -> list[Stored]:
         """Take the next bytes; the objects that are whole, checked, stored and indexed now."""
@@ -69,8 +61,7 @@ class Intake:
             return stored
         try:
             self._split(data, stored)
-            if len(self._waiting) >= ABREAST or self._waiting_bytes >= WAITING_BYTES:
-                self._check_waiting(stored)
+            self._take_checked(stored)
         except Exception as error:
             self._fail(error)
         return self._enter(stored)
@@ -79,13 +70,10 @@ class Intake:
         """What was still being checked; call it at the end, whether all has come or not."""
         stored: list[Stored] = []
         self._drop_cut()
-        for _ in range(2):  # those being checked, then those that wait
-            try:
-                self._check_waiting(stored)
-            except Exception as error:
-                self._fail(error)
+        if self._checker is not None:
+            self._checker.close()
+            self._take_checked(stored)
         stored = self._enter(stored)
-        self._checker.shutdown()
         if self._writer is not None:
             self._writer.close()
         return stored
@@ -121,6 +109,8 @@ class Intake:
     # Splitting.
 
     def _split(self, data: bytes | bytearray, stored: list[Stored]) -> None:
+        if self._large_to_come < 0:
+            self._large_to_come = sum(size > self._together for _, size in self._objects)
         at, whole = 0, list[Part]()
         while at < len(data):
             if self._large is not None:
@@ -139,6 +129,7 @@ class Intake:
                 self._hash, self._size = self._next()
                 if self._size > self._together:
                     self._large = self._store.unchecked(self._size, self._hash)
+                    self._large_to_come -= 1
                 elif self._size <= len(data) - at:
                     whole.append((self._hash, data, at, self._size))
                     at += self._size
@@ -178,43 +169,22 @@ class Intake:
 
     # Large ones.
 
-    @property
-    def _waiting_bytes(self) -> int:
-        return sum(one.size for one in self._waiting)
-
     def _end_large(self) -> None:
         if self._large is not None and not self._large.left:
-            self._waiting.append(self._large)
+            if self._checker is None:
+                self._checker = Checker(self._store, self._corrupt)
+            self._checker.add(self._large)
             self._large = None
+            if not self._large_to_come:
+                self._checker.no_more()
 
-    def _check_waiting(self, stored: list[Stored]) -> None:
-        """Have those that wait checked while others come; takes what was checked before."""
-        checking, self._checking = self._checking, None
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._checking = self._checker.submit(self._check_large, waiting)
-        if checking is not None:
-            stored.extend(checking.result())
-
-    def _check_large(self, large: list[Unchecked]) -> list[Stored]:
-        """Give the right ones their names; whichever is wrong is told of by ``error``."""
-        stored: list[Stored] = []
-        try:
-            found = pack.digests([(one.descriptor, one.size) for one in large])
-            for one, (sha512, blake3, error) in zip(large, found, strict=True):
-                try:
-                    with self._store.writing(one.size):
-                        if error:
-                            raise OSError(-error, os.strerror(-error))
-                        if sha512 != one.hash:
-                            raise self._corrupt(one.hash, sha512)
-                        stored.append(one.commit(blake3))
-                except Exception as failure:
-                    self.error = self.error or failure
-        finally:
-            for one in large:
-                one.abort()
-        return stored
+    def _take_checked(self, stored: list[Stored]) -> None:
+        """Take what was checked meanwhile; the first of what was wrong is the run's error."""
+        if self._checker is not None:
+            right, error = self._checker.take()
+            stored.extend(right)
+            if error is not None:
+                self._fail(error)
 
     def _corrupt(self, hash_: bytes, found: bytes) -> ObjectCorruptError:
         return ObjectCorruptError(hash=hash_.hex(), server=self._server, found=found.hex())

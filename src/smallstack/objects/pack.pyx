@@ -1,6 +1,6 @@
-# distutils: sources = csrc/object_pack.c csrc/sha512.c csrc/blake3.c
+# distutils: sources = csrc/object_pack.c csrc/object_digests.c csrc/sha512.c csrc/blake3.c
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Glue over csrc/object_pack.h and csrc/sha512.h, without the interpreter's lock."""
+"""Glue over csrc/object_pack.h, csrc/object_digests.h and csrc/sha512.h, without the interpreter's lock."""
 
 from cpython.bytes cimport PyBytes_AsString
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -12,15 +12,22 @@ cdef extern from "object_pack.h" nogil:
         const uint8_t *data
         size_t size
         uint8_t blake3[32]
-    struct ss_pack_file:
-        int fd
-        uint64_t size
+    int64_t ss_pack_enter(int fd, uint64_t offset, ss_pack_object *objects, size_t count,
+                          int *error)
+
+cdef extern from "object_digests.h" nogil:
+    enum: SS_DIGESTS_FILES
+    struct ss_digests:
+        pass
+    struct ss_digests_file:
         uint8_t sha512[64]
         uint8_t blake3[32]
         int error
-    int64_t ss_pack_check(ss_pack_object *objects, size_t count)
-    int ss_pack_write(int fd, uint64_t offset, const ss_pack_object *objects, size_t count)
-    int ss_pack_check_files(ss_pack_file *files, size_t count)
+    ss_digests *ss_digests_new()
+    void ss_digests_free(ss_digests *all)
+    int ss_digests_add(ss_digests *all, int fd, uint64_t size)
+    unsigned ss_digests_read(ss_digests *all, unsigned passes)
+    ss_digests_file ss_digests_take(ss_digests *all, unsigned place)
 
 cdef extern from "sha512.h" nogil:
     struct ss_sha512_message:
@@ -79,9 +86,7 @@ cdef check_and_write(int fd, uint64_t offset, list objects):
     cdef ss_pack_object *list_ = take(objects)
     try:
         with nogil:
-            right = ss_pack_check(list_, count)
-            if right > 0 and fd >= 0:
-                error = ss_pack_write(fd, offset, list_, <size_t>right)
+            right = ss_pack_enter(fd, offset, list_, count, &error)
         if right < 0:
             raise MemoryError
         return right, [list_[i].blake3[:32] for i in range(<size_t>right)], error
@@ -89,27 +94,58 @@ cdef check_and_write(int fd, uint64_t offset, list objects):
         free(list_)
 
 
-def digests(list files not None):
-    """SHA-512, BLAKE3 and 0 or a negative errno of each file: a list of (descriptor, size)."""
-    cdef size_t count = len(files), i
-    cdef int rc
-    cdef ss_pack_file *list_ = <ss_pack_file *>calloc(count + 1, sizeof(ss_pack_file))
-    if list_ == NULL:
-        raise MemoryError
-    try:
-        for i in range(count):
-            list_[i].fd, list_[i].size = files[i]
-            if list_[i].size == 0:
-                raise ValueError("an object has at least one byte")
-        with nogil:
-            rc = ss_pack_check_files(list_, count)
-        if rc < 0:
+cdef class Digests:
+    """SHA-512 and BLAKE3 of files that come one after the other; one thread at a time uses it."""
+
+    cdef ss_digests *all
+    cdef list owners
+    cdef readonly unsigned reading
+
+    def __cinit__(self):
+        self.all = ss_digests_new()
+        if self.all == NULL:
             raise MemoryError
-        return [
-            (list_[i].sha512[:64], list_[i].blake3[:32], list_[i].error) for i in range(count)
-        ]
-    finally:
-        free(list_)
+        self.owners = [None] * SS_DIGESTS_FILES
+        self.reading = 0
+
+    def __dealloc__(self):
+        ss_digests_free(self.all)
+
+    @property
+    def full(self):
+        """Whether as many files are read as can be."""
+        return self.reading == SS_DIGESTS_FILES
+
+    def add(self, int fd, uint64_t size, owner):
+        """Have a file of ``size`` bytes read too, which has to stay open until it has ended."""
+        cdef int place
+        if size == 0:
+            raise ValueError("an object has at least one byte")
+        place = ss_digests_add(self.all, fd, size)
+        if place < 0:
+            raise ValueError("as many files are read as can be")
+        self.owners[place] = owner
+        self.reading += 1
+
+    def read(self, unsigned passes):
+        """Read on until a file ends, ``passes`` parts of each at most.
+
+        What has ended: its owner, SHA-512, BLAKE3, and 0 or a negative errno.
+        """
+        cdef unsigned ended, place
+        cdef ss_digests_file found
+        with nogil:
+            ended = ss_digests_read(self.all, passes)
+        done = []
+        for place in range(SS_DIGESTS_FILES):
+            if ended & (1u << place):
+                found = ss_digests_take(self.all, place)
+                done.append(
+                    (self.owners[place], found.sha512[:64], found.blake3[:32], found.error)
+                )
+                self.owners[place] = None
+                self.reading -= 1
+        return done
 
 
 def sha512_lanes():

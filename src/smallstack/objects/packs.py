@@ -178,8 +178,11 @@ class PackWriter:
         self._end += sum(padded(size) for _, _, _, size in parts[:right])
         if error:
             with suppress(OSError):
-                self._packs.punch(self._number, [(start, self._end - start)])
+                self._packs.punch(self._number, [(start, needed)])
             raise OSError(-error, os.strerror(-error))
+        if right < len(parts):  # something may have been written behind the wrong one
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._end)
         spots = []
         for _, _, _, size in parts[:right]:
             spots.append(Spot(self._number, start, size))

@@ -98,6 +98,7 @@ cdef extern from "blake3.h" nogil:
         const uint8_t *data
         size_t length
         uint8_t digest[32]
+    enum: SS_BLAKE3_SMALL
     void ss_blake3_small(ss_blake3_message *messages, size_t count)
 
 cdef extern from "ext4_dir.h" nogil:
@@ -265,11 +266,11 @@ def blake3_digest(const uint8_t[::1] data not None, unsigned lanes=0):
 
 
 def blake3_digests(list messages):
-    """The BLAKE3 of many messages of at most 64 KiB each, hashed together."""
+    """The BLAKE3 of many messages of at most 1 MiB each, hashed together."""
     cdef Py_ssize_t i, count = len(messages)
     cdef ss_blake3_message *list_
-    if any(len(message) > 65536 for message in messages):
-        raise ValueError("messages of at most 64 KiB")
+    if any(len(message) > SS_BLAKE3_SMALL for message in messages):
+        raise ValueError("messages of at most 1 MiB")
     list_ = <ss_blake3_message *>PyMem_Malloc((count + 1) * sizeof(ss_blake3_message))
     if list_ == NULL:
         raise MemoryError

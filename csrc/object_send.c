@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <stdbool.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -10,7 +12,10 @@
 
 #include "object_path.h"
 
-enum { LARGE = 256 << 10 }; /* bytes: below, a copy costs less than a call of its own */
+enum {
+    LARGE = 256 << 10, /* bytes: below, a copy costs less than a call of its own */
+    WAITS = 64
+};
 
 int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objects, size_t count)
 {
@@ -99,9 +104,18 @@ static int64_t send_buffer(struct ss_object_sender *sender, int fd)
     return out;
 }
 
-int64_t ss_object_send(struct ss_object_sender *sender, int fd, uint64_t most)
+/* Whether the socket has room again within `linger_ms`, of which a call has so many. */
+static bool lingers(int fd, int linger_ms, unsigned *waits)
+{
+    struct pollfd waiting = {.fd = fd, .events = POLLOUT};
+
+    return (*waits)++ < WAITS && poll(&waiting, 1, linger_ms) > 0;
+}
+
+int64_t ss_object_send(struct ss_object_sender *sender, int fd, uint64_t most, int linger_ms)
 {
     uint64_t total = 0;
+    unsigned waits = 0;
 
     while (total < most && !ss_object_all_sent(sender)) {
         int64_t out = 0;
@@ -111,8 +125,11 @@ int64_t ss_object_send(struct ss_object_sender *sender, int fd, uint64_t most)
             out = send_file(sender, fd);
         else
             out = take(sender);
-        if (out == -EAGAIN || out == -EWOULDBLOCK)
-            break;
+        if (out == -EAGAIN || out == -EWOULDBLOCK) {
+            if (total == 0 || !lingers(fd, linger_ms, &waits))
+                break;
+            continue;
+        }
         if (out < 0 && out != -EINTR)
             return out;
         total += out > 0 ? (uint64_t)out : 0;

@@ -1,4 +1,4 @@
-/* The bytes of stored objects, one object after the other, into a socket: what goes without waiting.
+/* The bytes of stored objects, one object after the other, into a socket that does not block.
  *
  * Many small objects are read together and sent in one call, large ones go from the page cache.
  */
@@ -31,9 +31,11 @@ struct ss_object_sender {
 /* Sizes in bytes of stored objects, 0 for one that is not there. 0 or a negative errno. */
 int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objects, size_t count);
 
-/* Sends until the socket is full, all is out, or `most` bytes are (about). How many that were, or a
+/* Sends until all is out, `most` bytes are (about), or the socket is full. Once something has gone,
+ * more room is waited for, each time no longer than `linger_ms` and not more than 64 times: a peer
+ * that is a little slower than we are does not have to be come back for. How many bytes went, or a
  * negative errno: -ENODATA where the file of the object before `next` is shorter than its size. */
-int64_t ss_object_send(struct ss_object_sender *sender, int fd, uint64_t most);
+int64_t ss_object_send(struct ss_object_sender *sender, int fd, uint64_t most, int linger_ms);
 
 /* Whether all is out. */
 static inline int ss_object_all_sent(const struct ss_object_sender *sender)

@@ -28,7 +28,7 @@ from smallstack.proto.objectserver import (
     GetObjectsRequest,
     GetObjectsResponse,
 )
-from smallstack.srpc.aside import Aside
+from smallstack.srpc.aside import LINGER_MS, Aside
 from smallstack.srpc.connection import Connection
 from smallstack.srpc.errors import ConnectionClosedError
 from smallstack.srpc.pace import Pace
@@ -205,7 +205,7 @@ class ObjectService:
         begun, total = conn.time(), 0
         try:
             while not sender.done:
-                sent = await aside.run(lambda fd: sender.send(fd, AT_ONCE))
+                sent = await aside.run(lambda fd: sender.send(fd, AT_ONCE, LINGER_MS))
                 total += sent
                 self.bytes_sent += sent
                 if sent < AT_ONCE and not sender.done:

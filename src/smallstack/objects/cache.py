@@ -362,10 +362,12 @@ class ObjectCache:
             self._arrived(stored, room)
 
     def _arrived(self, stored: Stored, room: "_Room") -> None:
-        if stored.hash not in self._held:  # what was found lying there had no room reserved
-            room.give_back(stored.size)
-        known = Known(stored.size, stored.blake3, stored.pack, stored.offset)
-        self._remember(stored.hash, known, time.monotonic_ns())
+        hash_, size, blake3, _, pack, offset = stored
+        if hash_ in self._held:  # what was found lying there had no room reserved
+            self._forget(hash_)
+        else:
+            room.give_back(size)
+        self._remember(hash_, Known(size, blake3, pack, offset), time.monotonic_ns())
 
     def _verify_found(self, hashes: Sequence[bytes]) -> list[Stored]:
         """The files that are there and right; wrong ones go."""
@@ -476,8 +478,7 @@ class ObjectCache:
     # The tables.
 
     def _remember(self, hash_: bytes, known: Known, used_at: int) -> None:
-        if hash_ in self._held:
-            self._forget(hash_)
+        """Enter an object that is not held."""
         self._held[hash_] = known
         self._used_at[hash_] = used_at
         self._used_bytes += known.size

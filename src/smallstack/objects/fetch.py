@@ -4,6 +4,7 @@ The loop reads, or waits while a thread does; one thread checks and stores, anot
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from smallstack.objects.store import ObjectStore, Stored
 from smallstack.outlast import outlast
 from smallstack.telemetry.errors import describe
 
-BATCH: Final = 4 << 20
-"""Bytes handed to a thread at a time; a fetch holds three times this and one small object."""
+BATCH: Final = 8 << 20
+"""Bytes that wait to be stored before no more are read; a fetch holds four times this at most."""
 AHEAD: Final = 64 << 20
 """Bytes that are still to come of one request when the next one is made."""
 
@@ -92,39 +93,76 @@ class Fetch:
             raise intake.error
 
     async def _pump(
-        self,
-        reader: Reader,
-        left: int,
-        intake: Intake,
-        near_end: Callable[[], None],
+        self, reader: Reader, left: int, intake: Intake, near_end: Callable[[], None]
     ) -> None:
-        """Read the next bytes while a thread stores the last ones; ``near_end`` is called
-        from when little is left.
+        """Read ``left`` bytes while a thread stores those before; ``near_end`` is called from when
+        little is left.
         """
         loop = asyncio.get_running_loop()
-        storing: asyncio.Future[list[Stored]] | None = None
+        arriving = _Arriving()
+        reading = asyncio.create_task(arriving.read(reader, left, near_end))
+        storing: deque[asyncio.Future[list[Stored]]] = deque()
         try:
-            while left:
-                parts = [await reader.read(BATCH, left)]
-                size = len(parts[0])
-                while storing is not None and not storing.done() and size < min(left, BATCH):
-                    parts.append(await reader.read(BATCH, left - size))
-                    size += len(parts[-1])
-                left -= size
-                if left <= AHEAD:
-                    near_end()
-                if storing is not None:
-                    stored, storing = storing, None
-                    await outlast(self._publish(stored))
+            while await arriving.some():
+                if storing:
+                    await outlast(asyncio.wait(storing))
                 if intake.error is not None:
                     break
-                data = parts[0] if len(parts) == 1 else b"".join(parts)
-                storing = loop.run_in_executor(None, intake.feed, data)
+                storing.append(loop.run_in_executor(None, intake.feed, *arriving.take()))
+                if len(storing) > 1:  # taken over while the thread has other work already
+                    await outlast(self._publish(storing.popleft()))
         finally:
-            if storing is not None:
-                await outlast(self._publish(storing))
+            reading.cancel()
+            await outlast(asyncio.wait([reading]))
+            if not reading.cancelled():
+                reading.exception()  # of no interest behind an error of our own
+            while storing:
+                await outlast(self._publish(storing.popleft()))
         if intake.error is not None:
             raise intake.error
+        await reading
+
+
+class _Arriving:
+    """Bytes that have come and are not stored yet: up to `BATCH`, and what one `read` brings."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes | bytearray] = []
+        self._size = 0
+        self._over = False
+        self._room = asyncio.Event()
+        self._some = asyncio.Event()
+
+    async def read(self, reader: Reader, left: int, near_end: Callable[[], None]) -> None:
+        """Read until ``left`` bytes have come; raises FetchError."""
+        try:
+            while left:
+                while self._size >= BATCH:
+                    self._room.clear()
+                    await self._room.wait()
+                data = await reader.read(BATCH, left)
+                left -= len(data)
+                if left <= AHEAD:
+                    near_end()
+                self._parts.append(data)
+                self._size += len(data)
+                self._some.set()
+        finally:
+            self._over = True
+            self._some.set()
+
+    async def some(self) -> bool:
+        """Wait until there is something; False when nothing comes any more."""
+        while not self._parts and not self._over:
+            self._some.clear()
+            await self._some.wait()
+        return bool(self._parts)
+
+    def take(self) -> list[bytes | bytearray]:
+        """All that is there, in the parts in which it came."""
+        parts, self._parts, self._size = self._parts, [], 0
+        self._room.set()
+        return parts
 
 
 class _Call:

@@ -54,13 +54,18 @@ class Intake:
         self._large: Unchecked | None = None
         self._checker: Checker | None = None
 
-    def feed(self, data: bytes | bytearray) -> list[Stored]:
+    def feed(self, *parts: bytes | bytearray) -> list[Stored]:
         """Take the next bytes; the objects that are whole, checked, stored and indexed now."""
         stored: list[Stored] = []
         if self.error is not None:
             return stored
         try:
-            self._split(data, stored)
+            whole: list[Part] = []
+            try:
+                for data in parts:
+                    self._split(data, whole)
+            finally:
+                self._store_whole(whole, stored)
             self._take_checked(stored)
         except Exception as error:
             self._fail(error)
@@ -108,10 +113,11 @@ class Intake:
 
     # Splitting.
 
-    def _split(self, data: bytes | bytearray, stored: list[Stored]) -> None:
+    def _split(self, data: bytes | bytearray, whole: list[Part]) -> None:
+        """Add the small objects that are whole now to ``whole``; large ones go on their way."""
         if self._large_to_come < 0:
             self._large_to_come = sum(size > self._together for _, size in self._objects)
-        at, whole = 0, list[Part]()
+        at = 0
         while at < len(data):
             if self._large is not None:
                 part = memoryview(data)[at : at + self._large.left]
@@ -135,8 +141,6 @@ class Intake:
                     at += self._size
                 else:
                     self._cut_left = self._size
-        if whole:
-            self._store_whole(whole, stored)
 
     def _next(self) -> tuple[bytes, int]:
         for hash_, size in self._coming:
@@ -147,6 +151,8 @@ class Intake:
 
     def _store_whole(self, whole: list[Part], stored: list[Stored]) -> None:
         """Check and store objects of which all bytes are there."""
+        if not whole:
+            return
         right = self._store_right(whole, stored)
         if right < len(whole):
             hash_, buffer, at, size = whole[right]

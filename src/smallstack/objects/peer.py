@@ -186,7 +186,7 @@ async def _unpacked(conn: Connection, sizes: Sequence[int]) -> AsyncIterator[byt
 
 def _request(hashes: Sequence[bytes], packed: bool) -> GetObjectsRequest:
     kind = GetCompressedObjectsRequest if packed else GetObjectsRequest
-    return kind(hashes=[Hash(hash_) for hash_ in hashes])
+    return kind(hashes=[h if isinstance(h, Hash) else Hash(h) for h in hashes])
 
 
 def shown(text: str) -> str:

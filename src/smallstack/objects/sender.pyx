@@ -23,7 +23,7 @@ cdef extern from "object_send.h" nogil:
         size_t next
         int file
     int ss_object_sizes(int directory, unsigned levels, ss_object_sent *objects, size_t count)
-    int64_t ss_object_send(ss_object_sender *sender, int fd, uint64_t most)
+    int64_t ss_object_send(ss_object_sender *sender, int fd, uint64_t most, int linger_ms)
     int ss_object_all_sent(const ss_object_sender *sender)
 
 cdef extern from "unistd.h" nogil:
@@ -106,14 +106,16 @@ cdef class ObjectSender:
         """The digest of the object that an error is about."""
         return self.hashes[self.sender.next - 1] if self.sender.next else b""
 
-    def send(self, int fd, uint64_t most):
-        """Send what goes without waiting, ``most`` bytes or so; how many that were.
+    def send(self, int fd, uint64_t most, int linger_ms):
+        """Send what goes, ``most`` bytes or so; how many that were.
+
+        Once something has gone, room for more is waited for, ``linger_ms`` each time.
 
         Raises OSError, with ENODATA for an object whose file is too short.
         """
         cdef int64_t out
         with nogil:
-            out = ss_object_send(&self.sender, fd, most)
+            out = ss_object_send(&self.sender, fd, most, linger_ms)
         if out < 0:
             raise OSError(-out, os.strerror(-out))
         return out

@@ -18,6 +18,7 @@ from smallstack.srpc.receive import receive
 
 T = TypeVar("T")
 LINGER_MS: Final = 2
+"""How long a thread waits for a peer that was quick a moment ago."""
 SEND_BUFFER: Final = 1 << 20
 """Bytes that the system may hold for a peer that takes them as fast as they come."""
 

@@ -47,6 +47,7 @@ struct ss_sink {
     /* fixed */
     pthread_t writer;
     bool running;
+    bool unplaced; /* the writer's own: blocks cannot be allocated before they are written */
     int fd;
     uint64_t offset; /* of the file system in the file, bytes */
     void *memory, *tables;

@@ -23,7 +23,7 @@ from smallstack.objects.source import FIRST_REQUEST
 from tests.objects.disk import files_of, objects_on_disk
 from tests.objects.sources import MemorySource, digest
 
-QUOTA = 1 << 24
+QUOTA = 1 << 26
 
 
 def contents(count: int, size: int = 1000) -> list[bytes]:
@@ -142,7 +142,7 @@ async def test_what_is_asked_for_in_several_requests(tmp_path: Path) -> None:
     cache = ObjectCache(tmp_path, QUOTA)
     assert (await cache.ensure(source.objects(), source)).fetched == FIRST_REQUEST + 10
     assert [len(asked) for asked in source.asked] == [FIRST_REQUEST, 10]
-    assert source.asked[0][:3] == [digest(data) for data in large], "large ones first"
+    assert source.asked[0][:3] == [digest(data) for data in reversed(large)], "the largest first"
     for hash_, data in source.contents.items():
         assert b"".join(cache.place(hash_).read()) == data
     cache.close()

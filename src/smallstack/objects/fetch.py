@@ -5,7 +5,7 @@ The loop reads, or waits while a thread does; one thread checks and stores, anot
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -113,14 +113,20 @@ class Fetch:
                     await outlast(self._publish(storing.popleft()))
         finally:
             reading.cancel()
-            await outlast(asyncio.wait([reading]))
-            if not reading.cancelled():
-                reading.exception()  # of no interest behind an error of our own
-            while storing:
-                await outlast(self._publish(storing.popleft()))
+            await outlast(self._settle(reading, storing))
         if intake.error is not None:
             raise intake.error
         await reading
+
+    async def _settle(
+        self, reading: asyncio.Task[None], storing: Iterable[asyncio.Future[list[Stored]]]
+    ) -> None:
+        """Wait until nothing is read any more, and take over what is being stored."""
+        await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.exception()  # of no interest behind an error of our own
+        for stored in storing:
+            await self._publish(stored)
 
 
 class _Arriving:

@@ -137,7 +137,7 @@ cdef class Digests:
         with nogil:
             ended = ss_digests_read(self.all, passes)
         done = []
-        for place in range(SS_DIGESTS_FILES):
+        for place in range(<unsigned>SS_DIGESTS_FILES):
             if ended & (1u << place):
                 found = ss_digests_take(self.all, place)
                 done.append(

@@ -11,7 +11,8 @@
 
 enum {
     SHARE_FROM = 64 << 10, /* bytes: below, writing is as fast, and extents stay few */
-    SMALL = 64 << 10       /* bytes: up to here a file is hashed with its neighbours */
+    SMALL = 64 << 10,      /* bytes: up to here a file is hashed with its neighbours */
+    PART = 128 << 10       /* bytes read and hashed at a time, while they are in the second-level cache */
 };
 
 int ss_files_open(struct ss_files *files)
@@ -200,7 +201,9 @@ static int64_t copy_shared(struct ss_files *files, struct ss_plan *plan, struct 
     if (rc < 0)
         return rc == -EAGAIN ? 0 : rc;
     for (uint64_t passed = 0; passed < length;) {
-        size_t part = length - passed < sink->room ? length - passed : sink->room;
+        size_t part = length - passed < PART ? length - passed : PART;
+        if (part > sink->room)
+            part = sink->room;
         if ((rc = read_all(files, plan, sink->now.buffer, part)) < 0)
             return rc;
         hash(files, plan, sink->now.buffer, part);
@@ -226,9 +229,11 @@ int ss_files_copy(struct ss_files *files, struct ss_plan *plan, struct ss_sink *
         return (int)shared;
     padded -= (size_t)shared;
     while (padded > 0) {
-        if (sink->now.fill == sink->room && (rc = flush(plan, sink)) < 0)
+        size_t part = padded < PART ? padded : PART;
+        if (part > sink->room)
+            part = sink->room;
+        if (sink->room - sink->now.fill < part && (rc = flush(plan, sink)) < 0)
             return rc;
-        size_t room = sink->room - sink->now.fill, part = room < padded ? room : padded;
         size_t bytes = files->size - files->done < part ? files->size - files->done : part;
         uint8_t *to = sink->now.buffer + sink->now.fill;
         if ((rc = read_all(files, plan, to, bytes)) < 0)

@@ -13,7 +13,7 @@
 #include "object_path.h"
 
 enum {
-    LARGE = 256 << 10, /* bytes: below, a copy costs less than a call of its own */
+    LARGE = 64 << 10,  /* bytes: below, a copy costs less than a call of its own */
     WAITS = 64
 };
 

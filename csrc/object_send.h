@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SS_SEND_ROOM = 1 << 20 };
+enum { SS_SEND_ROOM = 256 << 10 };
 
 struct ss_object_sent {
     const uint8_t *hash; /* 64 bytes */

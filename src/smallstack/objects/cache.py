@@ -105,6 +105,8 @@ class ObjectCache:
         self._reserved_bytes = 0
         self._pins: dict[object, Collection[bytes]] = {}
         self._claims: list[_Claim] = []
+        self._changes = 0
+        """Goes up with every change of what is held or claimed."""
 
     def _open_packs(self, known: Mapping[bytes, Known]) -> Packs:
         try:
@@ -199,9 +201,18 @@ class ObjectCache:
         """
         got = _Got()
         with self._pinned(objects):
-            while lacking := await self._lacking(objects, source.name):
+            while True:
+                begun = self._changes
+                lacking = await self._lacking(objects, source.name)
+                if not lacking.items:
+                    break
+                untouched = begun == self._changes and not self._claims
                 with self._claiming() as claim:
-                    mine, others = await self._take(lacking, claim)
+                    if untouched:
+                        claim.hashes = lacking.hashes
+                        mine, others = lacking.items, None
+                    else:
+                        mine, others = await self._take(lacking.items, claim)
                     if mine:
                         before = got.objects
                         try:
@@ -211,7 +222,7 @@ class ObjectCache:
                                 raise
                 if not mine and others is not None:
                     await asyncio.shield(others.over)
-                await asyncio.to_thread(_free, lacking, mine)
+                await asyncio.to_thread(_free, lacking.items, mine)
             await self._use(objects)
         return Ensured(got.objects, got.size, len(objects) - got.objects)
 
@@ -263,14 +274,14 @@ class ObjectCache:
 
     # What is there, and what is not.
 
-    async def _lacking(self, objects: Mapping[bytes, int], server: str) -> dict[bytes, int]:
+    async def _lacking(self, objects: Mapping[bytes, int], server: str) -> "_Lacking":
         lacking, gone = await asyncio.to_thread(self._inspect, objects, server)
         await self.drop(gone)
         return lacking
 
     def _inspect(
         self, objects: Mapping[bytes, int], server: str
-    ) -> tuple[dict[bytes, int], list[bytes]]:
+    ) -> tuple["_Lacking", list[bytes]]:
         """What must be had, and what is held but is not on disk as it should be."""
         lacking: dict[bytes, int] = {}
         gone: list[bytes] = []
@@ -284,7 +295,7 @@ class ObjectCache:
                 lacking[hash_] = size
             elif size != known.size:
                 raise ObjectSizeError(hash=hash_.hex(), server=server, found=known.size, size=size)
-        return lacking, gone
+        return _Lacking(list(lacking.items()), Table(dict.fromkeys(lacking))), gone
 
     def _is_there(self, hash_: bytes, known: Known, packs: dict[int, int]) -> bool:
         """Whether a file has all bytes of an object, as far as its size tells; ``packs`` keeps
@@ -298,12 +309,12 @@ class ObjectCache:
     # Getting objects.
 
     async def _take(
-        self, lacking: Mapping[bytes, int], claim: "_Claim"
+        self, lacking: Iterable[tuple[bytes, int]], claim: "_Claim"
     ) -> tuple[list[tuple[bytes, int]], "_Claim | None"]:
         """Claim what nobody else has; that, and a claim on something of the rest."""
         mine: list[tuple[bytes, int]] = []
         others: _Claim | None = None
-        for part in _slices(lacking.items()):
+        for part in _slices(lacking):
             for item in part:
                 found = self._claim_on(item[0])
                 if found is not None:
@@ -320,30 +331,16 @@ class ObjectCache:
         """Check what lies on disk already, fetch the rest; ``wanted`` is claimed."""
         room = _Room(self)
         try:
-            needed = await asyncio.to_thread(
-                lambda: sum(size for h, size in wanted if h not in self._held)
-            )
+            # Nobody else changes what is claimed, so a thread may look.
+            needed, files = await asyncio.to_thread(self._look_up, wanted)
             await self._reserve(room, needed)
-            for part in _slices(wanted):
-                if files := [hash_ for hash_, size in part if self._may_have_file(hash_, size)]:
-                    await outlast(self._look(files, room))
+            for part in _slices(files):
+                await outlast(self._look(part, room))
                 await _pause(part)
-            order: list[tuple[bytes, int]] = []
-            wrong = 0
-            for items in _slices(wanted):
-                for item in items:
-                    if item[0] not in self:
-                        order.append(item)
-                        if item[0] in self._held:
-                            self._forget(item[0])
-                            wrong += item[1]
-                await _pause(items)
-            await self._reserve(room, wrong)
-            # Large ones first, the largest before all: they are checked side by side, while the
-            # small ones come.
-            await asyncio.to_thread(
-                order.sort, key=lambda one: -one[1] if one[1] > self.pack_up_to else 0
-            )
+            order, wrong = await asyncio.to_thread(self._order, wanted)
+            for hash_, _ in wrong:
+                self._forget(hash_)
+            await self._reserve(room, sum(size for _, size in wrong))
             arrivals = _Arrivals(self, room, got)
             packs = self._packs if self._packs.usable else None
             entry = Entry(self._store, self._index, packs, self.pack_up_to)
@@ -352,22 +349,59 @@ class ObjectCache:
         finally:
             room.close()
 
-    def _may_have_file(self, hash_: bytes, size: int) -> bool:
-        """Whether a file of this object may lie there: a small one would have been found."""
-        return size > self.pack_up_to or hash_ in self._held or not self._packs.usable
+    def _look_up(self, wanted: Iterable[tuple[bytes, int]]) -> tuple[int, list[bytes]]:
+        """Bytes that room is to be made for, and the objects of which files may lie there: a small
+        one would have been found."""
+        needed, files = 0, list[bytes]()
+        usable, find = self._packs.usable, self._held.find
+        for hash_, size in wanted:
+            if find(hash_) is not None:
+                files.append(hash_)
+                continue
+            needed += size
+            if size > self.pack_up_to or not usable:
+                files.append(hash_)
+        return needed, files
+
+    def _order(
+        self, wanted: Iterable[tuple[bytes, int]]
+    ) -> tuple[list[tuple[bytes, int]], list[tuple[bytes, int]]]:
+        """What has to be fetched in the order to ask for it, and those of it that were found lying
+        there and are wrong.
+
+        Large ones come first, the largest before all: they are checked side by side, while the
+        small ones come.
+        """
+        order, wrong = list[tuple[bytes, int]](), list[tuple[bytes, int]]()
+        find = self._held.find
+        for item in wanted:
+            known = find(item[0])
+            if known is None or not known.blake3:
+                order.append(item)
+                if known is not None:
+                    wrong.append(item)
+        order.sort(key=lambda one: -one[1] if one[1] > self.pack_up_to else 0)
+        return order, wrong
 
     async def _look(self, hashes: Sequence[bytes], room: "_Room") -> None:
         """Check the files that are there of claimed objects."""
-        for stored in await asyncio.to_thread(self._verify_found, hashes):
-            self._arrived(stored, room)
+        self._arrived(await asyncio.to_thread(self._verify_found, hashes), room)
 
-    def _arrived(self, stored: Stored, room: "_Room") -> None:
-        hash_, size, blake3, _, pack, offset = stored
-        if hash_ in self._held:  # what was found lying there had no room reserved
-            self._forget(hash_)
-        else:
-            room.give_back(size)
-        self._remember(hash_, Known(size, blake3, pack, offset), time.monotonic_ns())
+    def _arrived(self, arrived: Iterable[Stored], room: "_Room") -> None:
+        """Enter what is stored and indexed; no more than `SLICE` at a stretch."""
+        held, used_at, now = self._held, self._used_at, time.monotonic_ns()
+        size_of_all = taken = 0
+        for hash_, size, blake3, _, pack, offset in arrived:
+            if held.find(hash_) is not None:  # found lying there: no room was reserved
+                self._forget(hash_)
+            else:
+                taken += size
+            held[hash_] = Known(size, blake3, pack, offset)
+            used_at[hash_] = now
+            size_of_all += size
+        room.give_back(taken)
+        self._used_bytes += size_of_all
+        self._changes += 1
 
     def _verify_found(self, hashes: Sequence[bytes]) -> list[Stored]:
         """The files that are there and right; wrong ones go."""
@@ -479,6 +513,7 @@ class ObjectCache:
 
     def _remember(self, hash_: bytes, known: Known, used_at: int) -> None:
         """Enter an object that is not held."""
+        self._changes += 1
         self._held[hash_] = known
         self._used_at[hash_] = used_at
         self._used_bytes += known.size
@@ -492,6 +527,7 @@ class ObjectCache:
             await _pause(part)
 
     def _forget(self, hash_: bytes) -> Known:
+        self._changes += 1
         known = self._held.take(hash_)
         self._used_bytes -= known.size
         del self._used_at[hash_]
@@ -510,6 +546,7 @@ class ObjectCache:
     def _claiming(self, hashes: Iterable[bytes] = ()) -> Iterator["_Claim"]:
         """Mark objects as on their way; whoever wants one waits for the end of this."""
         claim = _Claim(Table(dict.fromkeys(hashes)), asyncio.get_running_loop().create_future())
+        self._changes += 1
         self._claims.append(claim)
         try:
             yield claim
@@ -522,6 +559,13 @@ class ObjectCache:
             if hash_ in claim.hashes:
                 return claim
         return None
+
+
+class _Lacking(NamedTuple):
+    """What an `ensure` has to get: objects with their sizes, and their digests alone."""
+
+    items: list[tuple[bytes, int]]
+    hashes: Table[None]
 
 
 @dataclass(eq=False, slots=True)
@@ -573,14 +617,13 @@ class _Arrivals:
     async def publish(self, storing: Awaitable[Sequence[Stored]]) -> None:
         """Wait for what is being stored and enter it; not to be cut short."""
         for part in _slices(await storing):
-            for stored in part:
-                self._cache._arrived(stored, self._room)
-                self._got.size += stored.size
+            self._cache._arrived(part, self._room)
+            self._got.size += sum(stored.size for stored in part)
             self._got.objects += len(part)
             await _pause(part)
 
 
-def _free(lacking: dict[bytes, int], mine: list[tuple[bytes, int]]) -> None:
+def _free(lacking: list[tuple[bytes, int]], mine: list[tuple[bytes, int]]) -> None:
     """Give back their memory: milliseconds for 100,000 entries, so not on the loop."""
     lacking.clear()
     mine.clear()

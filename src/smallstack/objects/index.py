@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from smallstack.objects.errors import StoreError, StoreSpaceError
+from smallstack.objects.record import added
 from smallstack.objects.store import FULL, Stored, _write_all
 from smallstack.telemetry.errors import describe
 
@@ -115,7 +116,7 @@ class Index:
 
     def add(self, objects: Iterable[Stored]) -> None:
         """Append what is new; call it once their files are in place. Raises StoreSpaceError."""
-        self._append(b"".join(_added(o.hash, o) for o in objects))
+        self._append(added(list(objects)))
 
     def drop(self, hashes: Iterable[bytes]) -> None:
         """Append what goes; call it before their files go. Raises StoreSpaceError."""

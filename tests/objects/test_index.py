@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallstack.objects.errors import StoreError, StoreSpaceError
-from smallstack.objects.index import DEAD_AT_LEAST, HEADER, RECORD, Index, Known
+from smallstack.objects.index import DEAD_AT_LEAST, HEADER, RECORD, Index, Known, _added
+from smallstack.objects.record import added
 from smallstack.objects.store import Stored
 from smallstack.proto.kinds import Hash
 
@@ -17,6 +18,28 @@ def stored(number: int) -> Stored:
 
 def known(*numbers: int) -> dict[bytes, Known]:
     return {stored(n).hash: Known(stored(n).size, stored(n).blake3) for n in numbers}
+
+
+@given(
+    st.lists(
+        st.builds(
+            Stored,
+            st.binary(min_size=64, max_size=64).map(Hash),
+            st.integers(0, (1 << 64) - 1),
+            st.binary(min_size=32, max_size=32),
+            st.booleans(),
+            st.integers(0, (1 << 64) - 1),
+            st.integers(0, (1 << 64) - 1),
+        )
+    )
+)
+def test_records_are_those_of_the_reference(objects: list[Stored]) -> None:
+    assert added(objects) == b"".join(_added(one.hash, one) for one in objects)
+
+
+def test_a_record_of_a_digest_of_another_size() -> None:
+    with pytest.raises(ValueError, match="a SHA-512 has 64 bytes, a BLAKE3 32"):
+        added([stored(1)._replace(blake3=b"")])
 
 
 def load(path: Path) -> dict[bytes, Known]:

@@ -80,6 +80,24 @@ def test_what_is_before_the_first_wrong_one_lies_in_the_pack(
     assert not path.exists()
 
 
+@pytest.mark.parametrize("wrong", [None, 0, 3, 40, 79])
+def test_two_threads_enter_what_one_would(tmp_path: Path, wrong: int | None) -> None:
+    messages = [content(7_000 + 911 * n, n) for n in range(80)]  # 3.4 MB: more than one thread's
+    parts = parts_of(messages)
+    if wrong is not None:
+        _, buffer, at, size = parts[wrong]
+        parts[wrong] = (bytes(64), buffer, at, size)
+    right = len(parts) if wrong is None else wrong
+    with (tmp_path / "pack").open("w+b") as file:
+        entered = pack.enter(file.fileno(), 0, parts)
+        assert entered == (right, [blake3(m).digest() for m in messages[:right]], 0)
+        at = 0
+        for message in messages[:right]:
+            file.seek(at)
+            assert file.read(len(message)) == message
+            at += padded(len(message))
+
+
 def test_an_object_outside_of_its_buffer() -> None:
     for at, size in ((0, 0), (0, 4), (3, 1), (1 << 63, 1), (2, (1 << 64) - 1)):
         with pytest.raises(ValueError, match="outside of its buffer"):
@@ -88,7 +106,7 @@ def test_an_object_outside_of_its_buffer() -> None:
         pack.check([(bytes(63), b"abc", 0, 3)])
 
 
-@pytest.mark.parametrize("sizes", [[1], [65_535, 65_536, 65_537], [200_000, 1, 131_072, 77] * 5])
+@pytest.mark.parametrize("sizes", [[1], [65_535, 65_536, 65_537], [200_000, 1, 131_072, 77] * 5, [1 << 20, 3_000_000, (1 << 20) + 1]])
 def test_files_read_side_by_side(tmp_path: Path, sizes: list[int]) -> None:
     contents = [content(size, n) for n, size in enumerate(sizes)]
     fds = []

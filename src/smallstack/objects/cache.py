@@ -279,9 +279,7 @@ class ObjectCache:
         await self.drop(gone)
         return lacking
 
-    def _inspect(
-        self, objects: Mapping[bytes, int], server: str
-    ) -> tuple["_Lacking", list[bytes]]:
+    def _inspect(self, objects: Mapping[bytes, int], server: str) -> tuple["_Lacking", list[bytes]]:
         """What must be had, and what is held but is not on disk as it should be."""
         lacking: dict[bytes, int] = {}
         gone: list[bytes] = []

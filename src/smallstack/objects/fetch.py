@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from smallstack.objects.errors import FetchError
 from smallstack.objects.index import Index
-from smallstack.objects.intake import Intake
+from smallstack.objects.intake import Intake, Taken
 from smallstack.objects.packs import Packs
 from smallstack.objects.source import (
     FIRST_REQUEST,
@@ -101,32 +101,40 @@ class Fetch:
         loop = asyncio.get_running_loop()
         arriving = _Arriving()
         reading = asyncio.create_task(arriving.read(reader, left, near_end))
-        storing: deque[asyncio.Future[list[Stored]]] = deque()
+        storing: deque[asyncio.Future[Taken]] = deque()
         try:
             while await arriving.some():
                 if storing:
                     await outlast(asyncio.wait(storing))
                 if intake.error is not None:
                     break
-                storing.append(loop.run_in_executor(None, intake.feed, *arriving.take()))
+                storing.append(loop.run_in_executor(None, intake.take, *arriving.take()))
                 if len(storing) > 1:  # taken over while the thread has other work already
-                    await outlast(self._publish(storing.popleft()))
+                    await outlast(self._publish(_settled(intake, storing.popleft())))
         finally:
             reading.cancel()
-            await outlast(self._settle(reading, storing))
+            await outlast(self._end(reading, intake, storing))
         if intake.error is not None:
             raise intake.error
         await reading
 
-    async def _settle(
-        self, reading: asyncio.Task[None], storing: Iterable[asyncio.Future[list[Stored]]]
+    async def _end(
+        self,
+        reading: asyncio.Task[None],
+        intake: Intake,
+        storing: Iterable[asyncio.Future[Taken]],
     ) -> None:
         """Wait until nothing is read any more, and take over what is being stored."""
         await asyncio.wait([reading])
         if not reading.cancelled():
             reading.exception()  # of no interest behind an error of our own
-        for stored in storing:
-            await self._publish(stored)
+        for taken in storing:
+            await self._publish(_settled(intake, taken))
+
+
+async def _settled(intake: Intake, storing: asyncio.Future[Taken]) -> list[Stored]:
+    """What a thread is storing, indexed."""
+    return await asyncio.to_thread(intake.settle, await storing)
 
 
 class _Arriving:

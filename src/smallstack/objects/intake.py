@@ -8,17 +8,33 @@ leaves bytes in a pack that nothing names, or a file that the next start removes
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from smallstack.objects import pack
 from smallstack.objects.checker import Checker
 from smallstack.objects.errors import ObjectCorruptError, ObjectSizeError
 from smallstack.objects.index import Index
-from smallstack.objects.packs import Packs, PackWriter, Part, Spot
+from smallstack.objects.packs import Entered, Packs, PackWriter, Part, Spot
 from smallstack.objects.store import IN_MEMORY, ObjectStore, Stored, Unchecked
 from smallstack.proto.kinds import Hash
 
+
+class Taken(NamedTuple):
+    """What one `Intake.take` stored."""
+
+    whole: list[Part]
+    """Small objects that were whole."""
+    entered: Entered | None
+    """Where those of them lie in a pack that were right."""
+    large: list[Stored]
+    """Objects with a file of their own."""
+    right: int = 0
+    """How many of ``whole`` were right."""
+
+
 class Intake:
-    """Takes the bytes of ``objects`` (digest, size) in order; one thread at a time uses it.
+    """Takes the bytes of ``objects`` (digest, size) in order; one thread at a time uses it, and
+    another may `settle`.
 
     An object that is wrong ends the run: ``error`` says why, and nothing of it is kept, nor of what
     came behind it. What was whole before stays, and stands in the index.
@@ -56,36 +72,51 @@ class Intake:
 
     def feed(self, *parts: bytes | bytearray) -> list[Stored]:
         """Take the next bytes; the objects that are whole, checked, stored and indexed now."""
-        stored: list[Stored] = []
+        return self.settle(self.take(*parts))
+
+    def take(self, *parts: bytes | bytearray) -> "Taken":
+        """The first half of `feed`: what was checked and stored. `settle` has to follow, which
+        another thread may do while this one takes more.
+        """
+        taken = Taken([], None, [])
         if self.error is not None:
-            return stored
+            return taken
         try:
-            whole: list[Part] = []
             try:
                 for data in parts:
-                    self._split(data, whole)
+                    self._split(data, taken.whole)
             finally:
-                self._store_whole(whole, stored)
-            self._take_checked(stored)
+                if taken.whole:
+                    taken = self._store_whole(taken.whole)
+            self._end_wrong(taken)
+            taken.large.extend(self._take_checked())
         except Exception as error:
             self._fail(error)
+            self._drop_cut()
+        return taken
+
+    def settle(self, taken: "Taken") -> list[Stored]:
+        """The second half of `feed`, in the order in which they were taken: have the index name
+        the objects."""
+        stored = taken.large
+        if taken.entered is not None:
+            _, blake3s, spots = taken.entered
+            for (hash_, _, _, size), blake3, spot in zip(taken.whole, blake3s, spots, strict=False):
+                stored.append(Stored(Hash(hash_), size, blake3, True, spot.pack, spot.offset))
         return self._enter(stored)
 
     def finish(self) -> list[Stored]:
         """What was still being checked; call it at the end, whether all has come or not."""
-        stored: list[Stored] = []
         self._drop_cut()
         if self._checker is not None:
             self._checker.close()
-            self._take_checked(stored)
-        stored = self._enter(stored)
+        stored = self._enter(self._take_checked())
         if self._writer is not None:
             self._writer.close()
         return stored
 
     def _fail(self, error: Exception) -> None:
         self.error = self.error or error
-        self._drop_cut()
 
     def _drop_cut(self) -> None:
         """Remove the object that is not whole."""
@@ -149,29 +180,25 @@ class Intake:
 
     # Small ones.
 
-    def _store_whole(self, whole: list[Part], stored: list[Stored]) -> None:
-        """Check and store objects of which all bytes are there."""
-        if not whole:
-            return
-        right = self._store_right(whole, stored)
-        if right < len(whole):
-            hash_, buffer, at, size = whole[right]
+    def _store_whole(self, whole: list[Part]) -> "Taken":
+        """Check objects of which all bytes are there; store those before the first wrong one."""
+        if self._writer is not None:
+            with self._store.writing(sum(size for _, _, _, size in whole)):
+                entered = self._writer.enter(whole)
+            return Taken(whole, entered, [], entered.right)
+        right, blake3s = pack.check(whole)
+        stored = []
+        for (hash_, buffer, at, size), blake3 in zip(whole, blake3s, strict=False):
+            added = self._store.put_checked(hash_, memoryview(buffer)[at : at + size])
+            stored.append(Stored(Hash(hash_), size, blake3, added))
+        return Taken(whole, None, stored, right)
+
+    def _end_wrong(self, taken: "Taken") -> None:
+        """Raises ObjectCorruptError if one of those that were whole is wrong."""
+        if taken.whole and taken.right < len(taken.whole):
+            hash_, buffer, at, size = taken.whole[taken.right]
             (found,) = pack.sha512_many([bytes(memoryview(buffer)[at : at + size])])
             raise self._corrupt(hash_, found)
-
-    def _store_right(self, whole: list[Part], stored: list[Stored]) -> int:
-        """Store what is before the first wrong one; the number of that, or how many there are."""
-        if self._writer is None:
-            right, blake3s = pack.check(whole)
-            for (hash_, buffer, at, size), blake3 in zip(whole, blake3s, strict=False):
-                added = self._store.put_checked(hash_, memoryview(buffer)[at : at + size])
-                stored.append(Stored(Hash(hash_), size, blake3, added))
-            return right
-        with self._store.writing(sum(size for _, _, _, size in whole)):
-            right, blake3s, spots = self._writer.enter(whole)
-        for (hash_, _, _, size), blake3, spot in zip(whole, blake3s, spots, strict=False):
-            stored.append(Stored(Hash(hash_), size, blake3, True, spot.pack, spot.offset))
-        return right
 
     # Large ones.
 
@@ -184,13 +211,14 @@ class Intake:
             if not self._large_to_come:
                 self._checker.no_more()
 
-    def _take_checked(self, stored: list[Stored]) -> None:
-        """Take what was checked meanwhile; the first of what was wrong is the run's error."""
-        if self._checker is not None:
-            right, error = self._checker.take()
-            stored.extend(right)
-            if error is not None:
-                self._fail(error)
+    def _take_checked(self) -> list[Stored]:
+        """What was checked meanwhile; the first of what was wrong is the run's error."""
+        if self._checker is None:
+            return []
+        right, error = self._checker.take()
+        if error is not None:
+            self._fail(error)
+        return right
 
     def _corrupt(self, hash_: bytes, found: bytes) -> ObjectCorruptError:
         return ObjectCorruptError(hash=hash_.hex(), server=self._server, found=found.hex())

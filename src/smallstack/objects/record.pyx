@@ -1,6 +1,6 @@
 # distutils: libraries = z
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Records of the index of a cache, many at a time; see index.py, whose `record` is the reference."""
+"""Records of the index of a cache, many at a time; see index.py, whose `_added` is the reference."""
 
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

@@ -46,9 +46,9 @@ IN_MEMORY: Final = 1 << 20
 """An object of at most this many bytes stays in memory until its digest is known."""
 CHUNK: Final = 1 << 20
 WRITE_AT_ONCE: Final = 128 << 10
-"""Bytes given to the system in one call: it takes page-cache folios as large as that, and large ones
-often lie in memory that a virtual machine's host has not backed: 4 MiB at a time were ten times
-slower."""
+"""Bytes given to the system in one call. It takes page-cache folios as large as that, and a virtual
+machine's host has often not backed the memory of large ones: 4 MiB at a time took ten times as
+long."""
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _HEX: Final = frozenset("0123456789abcdef")

@@ -38,6 +38,7 @@ from typing import Any, Final
 from bench.boot import FREE_BYTES, Archive, Disk, loop_disk
 from bench.results import BenchError, median, spread, warm
 from smallstack.control.sandbox import IMAGE_SERVER, Sandbox
+from smallstack.daemon.run import calm_collector
 from smallstack.hypervisor.images import Images, KnownImage
 from smallstack.hypervisor.roots import BRICKS, Roots, RootWanted, size_of
 from smallstack.identity.credentials import ClientCredentials
@@ -120,6 +121,7 @@ async def _measure(
     known = await ours.begin()
     size = size_of(known, FREE_BYTES, 24, _FIRMWARE)
     await asyncio.to_thread(ours.loaders.get, scheme_of(size, _FIRMWARE))
+    calm_collector()  # as the agent does
     firsts = Firsts(Disk("bios", _FIRMWARE, size), known.tree.total_data_bytes)
     for turn in range(-1, turns):  # the first turn fills the page cache
         for whose in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):

@@ -106,7 +106,15 @@ def test_an_object_outside_of_its_buffer() -> None:
         pack.check([(bytes(63), b"abc", 0, 3)])
 
 
-@pytest.mark.parametrize("sizes", [[1], [65_535, 65_536, 65_537], [200_000, 1, 131_072, 77] * 5, [1 << 20, 3_000_000, (1 << 20) + 1]])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [1],
+        [65_535, 65_536, 65_537],
+        [200_000, 1, 131_072, 77] * 5,
+        [1 << 20, 3_000_000, (1 << 20) + 1],
+    ],
+)
 def test_files_read_side_by_side(tmp_path: Path, sizes: list[int]) -> None:
     contents = [content(size, n) for n, size in enumerate(sizes)]
     fds = []

@@ -33,6 +33,16 @@ young and middle passes stay below 5 ms, a full one comes after 2 million object
 _log = logging.getLogger("smallstack.daemon")
 
 
+def calm_collector() -> None:
+    """Keep what exists out of the garbage collector; look through the rest in full rarely:
+
+    a pass over all that 10,000 connections consist of holds the loop for 100 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
 class Runtime:
     """What a daemon's main function gets: metrics, and when to stop."""
 
@@ -49,14 +59,8 @@ class Runtime:
         )
 
     def ready(self) -> None:
-        """The daemon serves: tell systemd, and watch the loop, on which others depend from now on.
-
-        What exists is kept out of the garbage collector, and the rest is looked through in full
-        rarely: a pass over all that 10,000 connections consist of holds the loop for 100 ms.
-        """
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        """The daemon serves: tell systemd, and watch the loop, on which others depend now."""
+        calm_collector()
         self._watch.enter_context(LoopWatchdog(self.stretched))
         notify("READY=1")
 

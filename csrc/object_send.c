@@ -14,7 +14,7 @@
 
 enum {
     LARGE = 64 << 10,  /* bytes: below, a copy costs less than a call of its own */
-    WAITS = 64
+    WAITS = 16
 };
 
 int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objects, size_t count)

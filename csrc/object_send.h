@@ -32,7 +32,7 @@ struct ss_object_sender {
 int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objects, size_t count);
 
 /* Sends until all is out, `most` bytes are (about), or the socket is full. Once something has gone,
- * more room is waited for, each time no longer than `linger_ms` and not more than 64 times: a peer
+ * more room is waited for, each time no longer than `linger_ms` and not more than 16 times: a peer
  * that is a little slower than we are does not have to be come back for. How many bytes went, or a
  * negative errno: -ENODATA where the file of the object before `next` is shorter than its size. */
 int64_t ss_object_send(struct ss_object_sender *sender, int fd, uint64_t most, int linger_ms);

@@ -23,9 +23,9 @@ static int allocate_blocks(struct ss_sink *sink, const struct ss_sink_piece *pie
     while (!sink->unplaced && fallocate(sink->fd, FALLOC_FL_KEEP_SIZE,
                                         (off_t)(sink->offset + piece->position),
                                         (off_t)piece->fill) < 0) {
-        if (errno == ENOSPC || errno == EDQUOT || errno == EIO)
+        if (errno == EIO)
             return -errno;
-        sink->unplaced = errno != EINTR;
+        sink->unplaced = errno != EINTR; /* without room too: the write says whether it needs any */
     }
     return 0;
 }

@@ -183,10 +183,10 @@ static int allocate_blocks(int fd, uint64_t offset, const struct ss_pack_object 
     for (size_t i = 0; i < count; i++)
         bytes += padded(objects[i].size);
     while (fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0) {
-        if (errno == ENOSPC || errno == EDQUOT || errno == EIO)
+        if (errno == EIO)
             return -errno;
         if (errno != EINTR)
-            break; /* this file system cannot */
+            break; /* the file system cannot, or has no room, which the write will say */
     }
     return 0;
 }
@@ -239,7 +239,9 @@ int64_t ss_pack_enter(int fd, uint64_t offset, struct ss_pack_object *objects, s
         pthread_join(thread, NULL);
     else
         enter_half(&second);
-    *error = first.error < 0 ? first.error : second.error;
+    *error = first.error;
+    if (*error == 0 && first.right == (int64_t)split)
+        *error = second.error;
     if (first.right < 0 || second.right < 0)
         return -ENOMEM;
     return first.right < (int64_t)split ? first.right : (int64_t)split + second.right;

@@ -31,6 +31,7 @@ class Checker:
         self._coming: queue.Queue[Unchecked | None] = queue.Queue(WAITING)
         self._files: Digests[Unchecked] = Digests()
         self._ended = False
+        self._over = False  # the thread's own: it has seen the end
         self._lock = threading.Lock()
         self._right: list[Stored] = []
         self._error: Exception | None = None
@@ -59,24 +60,37 @@ class Checker:
             return right, self._error
 
     def _run(self) -> None:
-        files = self._files
-        sizes: dict[int, int] = {}
-        more = True
-        while more or files.reading:
-            while more and not files.full:
-                waits = not files.reading or sum(sizes.values()) < WAITING_BYTES
-                try:
-                    one = self._coming.get(block=waits)
-                except queue.Empty:
-                    break
+        try:
+            self._check_all()
+        except BaseException as failure:  # or else whoever adds would wait for ever
+            with self._lock:
+                self._error = self._error or RuntimeError(f"the checker ended: {failure!r}")
+            while not self._over:
+                self._next(wait=True, drop=True)
+
+    def _check_all(self) -> None:
+        files, left = self._files, 0
+        while not self._over or files.reading:
+            while not self._over and not files.full:
+                one = self._next(wait=left < WAITING_BYTES)
                 if one is None:
-                    more = False
-                else:
-                    files.add(one.descriptor, one.size, one)
-                    sizes[id(one)] = one.size
+                    break
+                files.add(one.descriptor, one.size, one)
+                left += one.size
             for one, sha512, blake3, error in files.read(PASSES):
-                del sizes[id(one)]
+                left -= one.size
                 self._end(one, sha512, blake3, error)
+
+    def _next(self, *, wait: bool, drop: bool = False) -> Unchecked | None:
+        """The next object, None when there is none as yet or any more (``_over``)."""
+        try:
+            one = self._coming.get(block=wait)
+        except queue.Empty:
+            return None
+        self._over = one is None
+        if drop and one is not None:
+            one.abort()
+        return one
 
     def _end(self, one: Unchecked, sha512: bytes, blake3: bytes, error: int) -> None:
         try:

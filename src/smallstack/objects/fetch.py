@@ -27,7 +27,8 @@ from smallstack.outlast import outlast
 from smallstack.telemetry.errors import describe
 
 BATCH: Final = 8 << 20
-"""Bytes that wait to be stored before no more are read; a fetch holds four times this at most."""
+"""Bytes that wait to be stored before no more are read; a fetch holds three times this: others are
+being stored, others indexed."""
 AHEAD: Final = 64 << 20
 """Bytes that are still to come of one request when the next one is made."""
 
@@ -86,9 +87,10 @@ class Fetch:
         except OSError as error:
             raise FetchError(server=source.name, detail=describe(error)) from error
         finally:
-            await outlast(self._publish(asyncio.to_thread(intake.finish)))
-            for call in calls:
-                await call.close()
+            try:
+                await outlast(self._publish(asyncio.to_thread(intake.finish)))
+            finally:
+                await outlast(_close(calls))
         if intake.error is not None:
             raise intake.error
 
@@ -138,7 +140,7 @@ async def _settled(intake: Intake, storing: asyncio.Future[Taken]) -> list[Store
 
 
 class _Arriving:
-    """Bytes that have come and are not stored yet: up to `BATCH`, and what one `read` brings."""
+    """Bytes that have come and are not stored yet: up to `BATCH`."""
 
     def __init__(self) -> None:
         self._parts: list[bytes | bytearray] = []
@@ -154,7 +156,7 @@ class _Arriving:
                 while self._size >= BATCH:
                     self._room.clear()
                     await self._room.wait()
-                data = await reader.read(BATCH, left)
+                data = await reader.read(BATCH - self._size, left)
                 left -= len(data)
                 if left <= AHEAD:
                     near_end()
@@ -219,6 +221,11 @@ class _Call:
         except TimeoutError:
             detail = f"it did not answer for {self._answer_seconds:g} s"
             raise FetchError(server=self._source.name, detail=detail) from None
+
+
+async def _close(calls: Iterable[_Call]) -> None:
+    for call in calls:
+        await call.close()
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ leaves bytes in a pack that nothing names, or a file that the next start removes
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from smallstack.objects import pack
 from smallstack.objects.checker import Checker
@@ -19,25 +19,24 @@ from smallstack.objects.store import IN_MEMORY, ObjectStore, Stored, Unchecked
 from smallstack.proto.kinds import Hash
 
 
-class Taken(NamedTuple):
+@dataclass(slots=True)
+class Taken:
     """What one `Intake.take` stored."""
 
-    whole: list[Part]
+    whole: list[Part] = field(default_factory=list)
     """Small objects that were whole."""
-    entered: Entered | None
+    entered: Entered | None = None
     """Where those of them lie in a pack that were right."""
-    large: list[Stored]
+    own: list[Stored] = field(default_factory=list)
     """Objects with a file of their own."""
-    right: int = 0
-    """How many of ``whole`` were right."""
 
 
 class Intake:
     """Takes the bytes of ``objects`` (digest, size) in order; one thread at a time uses it, and
     another may `settle`.
 
-    An object that is wrong ends the run: ``error`` says why, and nothing of it is kept, nor of what
-    came behind it. What was whole before stays, and stands in the index.
+    An object that is wrong ends the run: ``error`` says why, and nothing of it is kept, nor of the
+    small ones behind it. What was whole before stays, and stands in the index.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Intake:
         """The first half of `feed`: what was checked and stored. `settle` has to follow, which
         another thread may do while this one takes more.
         """
-        taken = Taken([], None, [])
+        taken = Taken()
         if self.error is not None:
             return taken
         try:
@@ -87,9 +86,8 @@ class Intake:
                     self._split(data, taken.whole)
             finally:
                 if taken.whole:
-                    taken = self._store_whole(taken.whole)
-            self._end_wrong(taken)
-            taken.large.extend(self._take_checked())
+                    self._store_whole(taken)
+            taken.own.extend(self._take_checked())
         except Exception as error:
             self._fail(error)
             self._drop_cut()
@@ -98,7 +96,7 @@ class Intake:
     def settle(self, taken: "Taken") -> list[Stored]:
         """The second half of `feed`, in the order in which they were taken: have the index name
         the objects."""
-        stored = taken.large
+        stored = taken.own
         if taken.entered is not None:
             _, blake3s, spots = taken.entered
             for (hash_, _, _, size), blake3, spot in zip(taken.whole, blake3s, spots, strict=False):
@@ -108,12 +106,13 @@ class Intake:
     def finish(self) -> list[Stored]:
         """What was still being checked; call it at the end, whether all has come or not."""
         self._drop_cut()
-        if self._checker is not None:
-            self._checker.close()
-        stored = self._enter(self._take_checked())
-        if self._writer is not None:
-            self._writer.close()
-        return stored
+        try:
+            if self._checker is not None:
+                self._checker.close()
+            return self._enter(self._take_checked())
+        finally:
+            if self._writer is not None:
+                self._writer.close()
 
     def _fail(self, error: Exception) -> None:
         self.error = self.error or error
@@ -121,9 +120,9 @@ class Intake:
     def _drop_cut(self) -> None:
         """Remove the object that is not whole."""
         self._cut, self._cut_left = [], 0
-        if self._large is not None:
-            self._large.abort()
-            self._large = None
+        large, self._large = self._large, None
+        if large is not None:
+            large.abort()
 
     def _enter(self, stored: list[Stored]) -> list[Stored]:
         """Have the index name what is stored; nothing of it stays if it cannot."""
@@ -134,7 +133,8 @@ class Intake:
             self._fail(error)
             for done in stored:
                 if not done.pack:
-                    self._store.delete(done.hash)
+                    with suppress(OSError):
+                        self._store.delete(done.hash)
             if self._writer is not None:
                 packed = [Spot(one.pack, one.offset, one.size) for one in stored if one.pack]
                 with suppress(OSError):
@@ -180,23 +180,23 @@ class Intake:
 
     # Small ones.
 
-    def _store_whole(self, whole: list[Part]) -> "Taken":
-        """Check objects of which all bytes are there; store those before the first wrong one."""
+    def _store_whole(self, taken: "Taken") -> None:
+        """Check objects of which all bytes are there; store those before the first wrong one.
+
+        Raises ObjectCorruptError for that one.
+        """
+        whole = taken.whole
         if self._writer is not None:
             with self._store.writing(sum(size for _, _, _, size in whole)):
-                entered = self._writer.enter(whole)
-            return Taken(whole, entered, [], entered.right)
-        right, blake3s = pack.check(whole)
-        stored = []
-        for (hash_, buffer, at, size), blake3 in zip(whole, blake3s, strict=False):
-            added = self._store.put_checked(hash_, memoryview(buffer)[at : at + size])
-            stored.append(Stored(Hash(hash_), size, blake3, added))
-        return Taken(whole, None, stored, right)
-
-    def _end_wrong(self, taken: "Taken") -> None:
-        """Raises ObjectCorruptError if one of those that were whole is wrong."""
-        if taken.whole and taken.right < len(taken.whole):
-            hash_, buffer, at, size = taken.whole[taken.right]
+                taken.entered = self._writer.enter(whole)
+            right = taken.entered.right
+        else:
+            right, blake3s = pack.check(whole)
+            for (hash_, buffer, at, size), blake3 in zip(whole, blake3s, strict=False):
+                added = self._store.put_checked(hash_, memoryview(buffer)[at : at + size])
+                taken.own.append(Stored(Hash(hash_), size, blake3, added))
+        if right < len(whole):
+            hash_, buffer, at, size = whole[right]
             (found,) = pack.sha512_many([bytes(memoryview(buffer)[at : at + size])])
             raise self._corrupt(hash_, found)
 

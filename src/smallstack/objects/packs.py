@@ -117,9 +117,10 @@ class Packs:
                 if start > at:
                     gaps.append((at, start - at))
                 at = start + length
-            if (end := self.size(number)) > at:
-                gaps.append((at, end - at))
             self.punch(number, gaps)
+            if spots:
+                with suppress(FileNotFoundError):  # blocks may be allocated behind the end
+                    os.truncate(self.path(number), min(at, self.size(number)))
 
     def _drop_empty(self, number: int) -> bool:
         """Remove a pack in which nothing lives or will; the lock is held."""
@@ -177,8 +178,9 @@ class PackWriter:
         start = self._end
         self._end += sum(padded(size) for _, _, _, size in parts[:right])
         if error:
+            self._end = start
             with suppress(OSError):
-                self._packs.punch(self._number, [(start, needed)])
+                os.ftruncate(self._fd, start)  # what was allocated behind the end goes too
             raise OSError(-error, os.strerror(-error))
         if right < len(parts):  # something may have been written behind the wrong one
             with suppress(OSError):

@@ -504,14 +504,16 @@ class Unchecked:
         return Stored(self.hash, self.size, blake3, True)
 
     def abort(self) -> None:
-        """Close its file, and forget it unless it was committed."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-        if self._temporary:
-            with suppress(FileNotFoundError):
-                os.unlink(self._temporary)  # noqa: PTH108 - the hot path
-            self._temporary = ""
+        """Close its file, and forget it unless it was committed; the next start removes what a
+        failing disk keeps."""
+        descriptor, self.descriptor = self.descriptor, -1
+        temporary, self._temporary = self._temporary, ""
+        if descriptor >= 0:
+            with suppress(OSError):
+                os.close(descriptor)
+        if temporary:
+            with suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108 - the hot path
 
 
 class _NotSupportedError(Exception):

@@ -33,6 +33,7 @@ class Checker:
         self._ended = False
         self._over = False  # the thread's own: it has seen the end
         self._lock = threading.Lock()
+        self._reading: list[Unchecked] = []
         self._right: list[Stored] = []
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="checker", daemon=True)
@@ -65,31 +66,32 @@ class Checker:
         except BaseException as failure:  # or else whoever adds would wait for ever
             with self._lock:
                 self._error = self._error or RuntimeError(f"the checker ended: {failure!r}")
+            for one in self._reading:
+                one.abort()
             while not self._over:
-                self._next(wait=True, drop=True)
+                if (one_more := self._next(wait=True)) is not None:
+                    one_more.abort()
 
     def _check_all(self) -> None:
-        files, left = self._files, 0
+        files, reading = self._files, self._reading
         while not self._over or files.reading:
             while not self._over and not files.full:
-                one = self._next(wait=left < WAITING_BYTES)
+                one = self._next(wait=sum(one.size for one in reading) < WAITING_BYTES)
                 if one is None:
                     break
+                reading.append(one)
                 files.add(one.descriptor, one.size, one)
-                left += one.size
             for one, sha512, blake3, error in files.read(PASSES):
-                left -= one.size
                 self._end(one, sha512, blake3, error)
+                reading.remove(one)
 
-    def _next(self, *, wait: bool, drop: bool = False) -> Unchecked | None:
+    def _next(self, *, wait: bool) -> Unchecked | None:
         """The next object, None when there is none as yet or any more (``_over``)."""
         try:
             one = self._coming.get(block=wait)
         except queue.Empty:
             return None
         self._over = one is None
-        if drop and one is not None:
-            one.abort()
         return one
 
     def _end(self, one: Unchecked, sha512: bytes, blake3: bytes, error: int) -> None:

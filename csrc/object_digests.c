@@ -5,9 +5,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "blake3.h"
+#include "object_read.h"
 #include "sha512.h"
 
 enum { PART = 64 << 10 }; /* bytes of a file read at a time: all of them fit the second-level cache */
@@ -68,20 +68,6 @@ int ss_digests_add(struct ss_digests *all, int fd, uint64_t size)
     return -EBUSY;
 }
 
-static int read_part(const struct reading *file, size_t length)
-{
-    for (size_t have = 0; have < length;) {
-        ssize_t got =
-            pread(file->fd, file->part + have, length - have, (off_t)(file->done + have));
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return got < 0 ? -errno : -ENODATA;
-        have += (size_t)got;
-    }
-    return 0;
-}
-
 /* One part of every file. */
 static void pass(struct ss_digests *all)
 {
@@ -95,7 +81,7 @@ static void pass(struct ss_digests *all)
             continue;
         uint64_t left = file->size - file->done;
         size_t length = left < PART ? left : PART;
-        file->found.error = read_part(file, length);
+        file->found.error = ss_object_read(file->fd, file->part, length, file->done);
         if (file->found.error < 0) {
             file->ended = true;
             continue;

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "object_path.h"
+#include "object_read.h"
 
 enum {
     LARGE = 64 << 10,  /* bytes: below, a copy costs less than a call of its own */
@@ -29,19 +30,6 @@ int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objec
             objects[i].size = (uint64_t)st.st_size;
         else if (errno != ENOENT)
             return -errno;
-    }
-    return 0;
-}
-
-static int read_whole(int file, uint8_t *to, size_t size)
-{
-    for (size_t done = 0; done < size;) {
-        ssize_t got = pread(file, to + done, size - done, (off_t)done);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return got < 0 ? -errno : -ENODATA;
-        done += (size_t)got;
     }
     return 0;
 }
@@ -67,7 +55,7 @@ static int take(struct ss_object_sender *sender)
             sender->offset = 0;
             break;
         }
-        int rc = read_whole(file, sender->buffer + sender->fill, (size_t)object->size);
+        int rc = ss_object_read(file, sender->buffer + sender->fill, (size_t)object->size, 0);
         close(file);
         if (rc < 0)
             return rc;

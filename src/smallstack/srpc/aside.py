@@ -1,8 +1,9 @@
 """The socket of a plain connection past its transport, for the time of one large transfer.
 
 What passes the event loop is copied three times and cut into pieces of 256 KiB. Here a thread moves
-what can be moved without waiting, and the loop only waits until there is more, so a slow peer
-holds no thread. Meanwhile nothing else may be read from the connection, or written to it.
+what can be moved, waits for milliseconds at most where the peer was quick just now, and leaves
+longer waits to the loop, so that a slow peer holds no thread for long. Meanwhile nothing else may
+be read from the connection, or written to it.
 """
 
 import asyncio
@@ -65,7 +66,7 @@ class Aside:
         return data
 
     async def run(self, work: Callable[[int], T]) -> T:
-        """The result of ``work(descriptor)``, which runs in a thread and does not wait."""
+        """The result of ``work(descriptor)``, which runs in a thread and hardly waits."""
         return await self._in_thread(work, self._fd)
 
     async def writable(self) -> bool:

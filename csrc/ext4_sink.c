@@ -13,8 +13,9 @@
 
 /* In one call. The kernel takes page-cache folios as large as a call, and large ones often come
  * from memory that a virtual machine's host has not backed yet: calls of 1 MiB then take up to
- * three times as long in all as calls of 128 KiB, and are no faster otherwise. */
-enum { WRITE_AT_ONCE = 128 << 10 };
+ * three times as long in all as smaller ones. Otherwise 700 MB take 118 ms by 128 KiB, 106 by
+ * 256 KiB, 102 by 1 MiB. */
+enum { WRITE_AT_ONCE = 256 << 10 };
 
 /* Blocks that have their place already are written in three quarters of the time: ext4 then has
  * nothing to reserve and to note for every single one. 0 where a file system has no such call. */

@@ -17,7 +17,7 @@
 
 enum {
     TOGETHER = 128,            /* small messages hashed at a time by BLAKE3 */
-    WRITE_AT_ONCE = 128 << 10, /* see ext4_sink.c */
+    WRITE_AT_ONCE = 256 << 10, /* see ext4_sink.c */
     VECTORS = 256,
     THREAD_FROM = 1 << 20 /* bytes that are worth a second thread */
 };

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from smallstack.objects import pack
 from smallstack.objects.packs import ALIGN, Packs, PackWriter, Part, padded
+from smallstack.objects.store import Stored
 
 EDGES = [0, 1, 110, 111, 112, 113, 127, 128, 129, 239, 240, 255, 256, 257, 4095, 4096, 4097, 70_000]
 sizes = st.lists(st.sampled_from(EDGES) | st.integers(0, 3000), max_size=40)
@@ -64,18 +65,21 @@ def test_what_is_before_the_first_wrong_one_lies_in_the_pack(
     writer = PackWriter(packs)
     entered = writer.enter(parts)
     assert entered.right == right
-    assert entered.blake3s == [blake3(message).digest() for message in messages[:right]]
-    assert pack.check(parts) == (right, entered.blake3s)
+    blake3s = [blake3(message).digest() for message in messages[:right]]
+    assert [(one.hash, one.blake3) for one in entered.stored] == [
+        (part[0], digest) for part, digest in zip(parts, blake3s, strict=False)
+    ]
+    assert pack.check(parts) == (right, blake3s)
     at = 0
     path = Path(packs.path(1))
     whole = path.read_bytes()
-    for message, spot in zip(messages, entered.spots, strict=False):
+    for message, spot in zip(messages, entered.stored, strict=False):
         assert (spot.pack, spot.offset, spot.size) == (1, at, len(message))
         at += padded(len(message))
         assert whole[spot.offset : at] == message.ljust(padded(len(message)), b"\0")
     assert len(whole) == at
     assert at % ALIGN == 0
-    writer.take_back(entered.spots)
+    writer.take_back(entered.stored)
     writer.close()
     assert not path.exists()
 
@@ -89,8 +93,11 @@ def test_two_threads_enter_what_one_would(tmp_path: Path, wrong: int | None) -> 
         parts[wrong] = (bytes(64), buffer, at, size)
     right = len(parts) if wrong is None else wrong
     with (tmp_path / "pack").open("w+b") as file:
-        entered = pack.enter(file.fileno(), 0, parts)
-        assert entered == (right, [blake3(m).digest() for m in messages[:right]], 0)
+        found, stored, end, error = pack.enter(file.fileno(), 0, parts, 7, Stored)
+        assert (found, error) == (right, 0)
+        assert end == sum(padded(len(message)) for message in messages[:right])
+        assert [one.blake3 for one in stored] == [blake3(m).digest() for m in messages[:right]]
+        assert {(one.pack, one.added) for one in stored} <= {(7, True)}
         at = 0
         for message in messages[:right]:
             file.seek(at)

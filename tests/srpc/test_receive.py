@@ -5,7 +5,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from smallstack.srpc.receive import receive
+from smallstack.srpc.receive import Receiver
 
 LIMIT = 1 << 20
 
@@ -24,7 +24,7 @@ async def test_a_byte_at_a_time_keeps_no_thread() -> None:
         dribbling = threading.Thread(target=dribble)
         dribbling.start()
         try:
-            data = await asyncio.to_thread(receive, ours.fileno(), LIMIT, 10_000)
+            data = await asyncio.to_thread(Receiver().receive, ours.fileno(), LIMIT, 10_000)
         finally:
             enough.set()
             ours.shutdown(socket.SHUT_RDWR)  # wakes one that waits for room

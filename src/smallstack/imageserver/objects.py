@@ -321,7 +321,7 @@ class _Adder:
             self._incoming.abort()
             _log.warning("AddObjects by %s: %s", self._sender, error)
             return AddObjectResponse(error_string=self._error)
-        return AddObjectResponse(hash=stored.hash, added=stored.added)
+        return AddObjectResponse(hash=Hash(stored.hash), added=stored.added)
 
     def _hold(self, hash_: Hash) -> None:
         if hash_ not in self.held:

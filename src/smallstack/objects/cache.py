@@ -59,9 +59,13 @@ _log = logging.getLogger("smallstack.objects")
 INDEX: Final = ".index"
 SLICE: Final = 256
 """Objects worked on in the tables before others get their turn: half a millisecond."""
+ALONE: Final = 128 << 10
+"""Bytes from which an object is checked for longer than all others that come with it."""
 NEVER: Final = -(1 << 62)
 """When an object was used that nobody is known to have used; those of earlier runs come after."""
 T = TypeVar("T")
+Held = Known | Stored
+"""What is known of an object that is held: as the index told it, or as it came."""
 
 
 class Ensured(NamedTuple):
@@ -99,7 +103,7 @@ class ObjectCache:
         self._index = Index(directory / INDEX)
         known = self._index.load()
         self._packs = self._open_packs(known)
-        self._held = Table(known)
+        self._held: Table[Held] = Table(known)
         self._used_at = Table({hash_: n - len(known) for n, hash_ in enumerate(known)})
         self._used_bytes = sum(one.size for one in known.values())
         self._reserved_bytes = 0
@@ -164,7 +168,7 @@ class ObjectCache:
         """The BLAKE3 of an object that is held; raises ObjectNotStoredError."""
         return self._known(hash_).blake3
 
-    def _known(self, hash_: bytes) -> Known:
+    def _known(self, hash_: bytes) -> Held:
         known = self._held.find(hash_)
         if known is None or not known.blake3:
             raise ObjectNotStoredError(hash=hash_.hex(), directory=self.directory)
@@ -293,9 +297,9 @@ class ObjectCache:
                 lacking[hash_] = size
             elif size != known.size:
                 raise ObjectSizeError(hash=hash_.hex(), server=server, found=known.size, size=size)
-        return _Lacking(list(lacking.items()), Table(dict.fromkeys(lacking))), gone
+        return _Lacking(list(lacking.items()), Table.of(lacking)), gone
 
-    def _is_there(self, hash_: bytes, known: Known, packs: dict[int, int]) -> bool:
+    def _is_there(self, hash_: bytes, known: Held, packs: dict[int, int]) -> bool:
         """Whether a file has all bytes of an object, as far as its size tells; ``packs`` keeps
         those of packs."""
         if not known.pack:
@@ -367,8 +371,9 @@ class ObjectCache:
         """What has to be fetched in the order to ask for it, and those of it that were found lying
         there and are wrong.
 
-        Large ones come first, the largest before all: they are checked side by side, while the
-        small ones come.
+        Large ones come first, the largest before all: those with a file of their own are checked
+        side by side, while the others come, and those in packs beside others of about their size.
+        The rest keeps its order, in which it is likely to be read.
         """
         order, wrong = list[tuple[bytes, int]](), list[tuple[bytes, int]]()
         find = self._held.find
@@ -378,28 +383,30 @@ class ObjectCache:
                 order.append(item)
                 if known is not None:
                     wrong.append(item)
-        order.sort(key=lambda one: -one[1] if one[1] > self.pack_up_to else 0)
+        order.sort(key=lambda one: -one[1] if one[1] > ALONE else 0)
         return order, wrong
 
     async def _look(self, hashes: Sequence[bytes], room: "_Room") -> None:
         """Check the files that are there of claimed objects."""
         self._arrived(await asyncio.to_thread(self._verify_found, hashes), room)
 
-    def _arrived(self, arrived: Iterable[Stored], room: "_Room") -> None:
-        """Enter what is stored and indexed; no more than `SLICE` at a stretch."""
+    def _arrived(self, arrived: Iterable[Stored], room: "_Room") -> int:
+        """Enter what is stored and indexed; no more than `SLICE` at a stretch. Their bytes."""
         held, used_at, now = self._held, self._used_at, time.monotonic_ns()
         size_of_all = taken = 0
-        for hash_, size, blake3, _, pack, offset in arrived:
+        for one in arrived:
+            hash_, size = one[0], one[1]
             if held.find(hash_) is not None:  # found lying there: no room was reserved
                 self._forget(hash_)
             else:
                 taken += size
-            held[hash_] = Known(size, blake3, pack, offset)
+            held[hash_] = one
             used_at[hash_] = now
             size_of_all += size
         room.give_back(taken)
         self._used_bytes += size_of_all
         self._changes += 1
+        return size_of_all
 
     def _verify_found(self, hashes: Sequence[bytes]) -> list[Stored]:
         """The files that are there and right; wrong ones go."""
@@ -490,7 +497,7 @@ class ObjectCache:
         known = map(self._held.get, set().union(*pins))
         return sum(one.size for one in known if one is not None)
 
-    def _remove(self, gone: Mapping[bytes, Known]) -> None:
+    def _remove(self, gone: Mapping[bytes, Held]) -> None:
         try:
             self._index.drop(gone)
         except SmallStackError as error:
@@ -509,7 +516,7 @@ class ObjectCache:
 
     # The tables.
 
-    def _remember(self, hash_: bytes, known: Known, used_at: int) -> None:
+    def _remember(self, hash_: bytes, known: Held, used_at: int) -> None:
         """Enter an object that is not held."""
         self._changes += 1
         self._held[hash_] = known
@@ -519,12 +526,10 @@ class ObjectCache:
     async def _use(self, hashes: Collection[bytes]) -> None:
         now = time.monotonic_ns()
         for part in _slices(hashes):
-            for hash_ in part:
-                if hash_ in self._held:
-                    self._used_at[hash_] = now
+            self._used_at.put(part, now)
             await _pause(part)
 
-    def _forget(self, hash_: bytes) -> Known:
+    def _forget(self, hash_: bytes) -> Held:
         self._changes += 1
         known = self._held.take(hash_)
         self._used_bytes -= known.size
@@ -543,7 +548,7 @@ class ObjectCache:
     @contextmanager
     def _claiming(self, hashes: Iterable[bytes] = ()) -> Iterator["_Claim"]:
         """Mark objects as on their way; whoever wants one waits for the end of this."""
-        claim = _Claim(Table(dict.fromkeys(hashes)), asyncio.get_running_loop().create_future())
+        claim = _Claim(Table.of(hashes), asyncio.get_running_loop().create_future())
         self._changes += 1
         self._claims.append(claim)
         try:
@@ -615,8 +620,7 @@ class _Arrivals:
     async def publish(self, storing: Awaitable[Sequence[Stored]]) -> None:
         """Wait for what is being stored and enter it; not to be cut short."""
         for part in _slices(await storing):
-            self._cache._arrived(part, self._room)
-            self._got.size += sum(stored.size for stored in part)
+            self._got.size += self._cache._arrived(part, self._room)
             self._got.objects += len(part)
             await _pause(part)
 

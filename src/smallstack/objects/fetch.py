@@ -143,7 +143,7 @@ class _Arriving:
     """Bytes that have come and are not stored yet: up to `BATCH`."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes | bytearray] = []
+        self._parts: list[bytes | bytearray | memoryview] = []
         self._size = 0
         self._over = False
         self._room = asyncio.Event()
@@ -174,7 +174,7 @@ class _Arriving:
             await self._some.wait()
         return bool(self._parts)
 
-    def take(self) -> list[bytes | bytearray]:
+    def take(self) -> list[bytes | bytearray | memoryview]:
         """All that is there, in the parts in which it came."""
         parts, self._parts, self._size = self._parts, [], 0
         self._room.set()

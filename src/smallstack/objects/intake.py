@@ -14,7 +14,7 @@ from smallstack.objects import pack
 from smallstack.objects.checker import Checker
 from smallstack.objects.errors import ObjectCorruptError, ObjectSizeError
 from smallstack.objects.index import Index
-from smallstack.objects.packs import Entered, Packs, PackWriter, Part, Spot
+from smallstack.objects.packs import Packs, PackWriter, Part
 from smallstack.objects.store import IN_MEMORY, ObjectStore, Stored, Unchecked
 from smallstack.proto.kinds import Hash
 
@@ -23,10 +23,8 @@ from smallstack.proto.kinds import Hash
 class Taken:
     """What one `Intake.take` stored."""
 
-    whole: list[Part] = field(default_factory=list)
-    """Small objects that were whole."""
-    entered: Entered | None = None
-    """Where those of them lie in a pack that were right."""
+    packed: list[Stored] = field(default_factory=list)
+    """Small objects, in a pack."""
     own: list[Stored] = field(default_factory=list)
     """Objects with a file of their own."""
 
@@ -58,35 +56,36 @@ class Intake:
         self._index = index
         self._server = server
         self._together = together
-        self._objects = objects
-        self._coming = iter(objects)
+        self._objects = list(objects)
+        self._next = 0
         self._large_to_come = -1  # counted by the first bytes, in their thread
         self._writer = PackWriter(packs) if packs is not None else None
         self._hash = b""
         self._size = 0
-        self._cut: list[bytes | bytearray] = []
+        self._cut: list[bytes | bytearray | memoryview] = []
         self._cut_left = 0
         self._large: Unchecked | None = None
         self._checker: Checker | None = None
 
-    def feed(self, *parts: bytes | bytearray) -> list[Stored]:
+    def feed(self, *parts: bytes | bytearray | memoryview) -> list[Stored]:
         """Take the next bytes; the objects that are whole, checked, stored and indexed now."""
         return self.settle(self.take(*parts))
 
-    def take(self, *parts: bytes | bytearray) -> "Taken":
+    def take(self, *parts: bytes | bytearray | memoryview) -> "Taken":
         """The first half of `feed`: what was checked and stored. `settle` has to follow, which
         another thread may do while this one takes more.
         """
         taken = Taken()
         if self.error is not None:
             return taken
+        whole: list[Part] = []
         try:
             try:
                 for data in parts:
-                    self._split(data, taken.whole)
+                    self._split(data, whole)
             finally:
-                if taken.whole:
-                    self._store_whole(taken)
+                if whole:
+                    self._store_whole(whole, taken)
             taken.own.extend(self._take_checked())
         except Exception as error:
             self._fail(error)
@@ -96,12 +95,7 @@ class Intake:
     def settle(self, taken: "Taken") -> list[Stored]:
         """The second half of `feed`, in the order in which they were taken: have the index name
         the objects."""
-        stored = taken.own
-        if taken.entered is not None:
-            _, blake3s, spots = taken.entered
-            for (hash_, _, _, size), blake3, spot in zip(taken.whole, blake3s, spots, strict=False):
-                stored.append(Stored(Hash(hash_), size, blake3, True, spot.pack, spot.offset))
-        return self._enter(stored)
+        return self._enter(taken.own + taken.packed)
 
     def finish(self) -> list[Stored]:
         """What was still being checked; call it at the end, whether all has come or not."""
@@ -136,15 +130,14 @@ class Intake:
                     with suppress(OSError):
                         self._store.delete(done.hash)
             if self._writer is not None:
-                packed = [Spot(one.pack, one.offset, one.size) for one in stored if one.pack]
                 with suppress(OSError):
-                    self._writer.take_back(packed)
+                    self._writer.take_back(one for one in stored if one.pack)
             return []
         return stored
 
     # Splitting.
 
-    def _split(self, data: bytes | bytearray, whole: list[Part]) -> None:
+    def _split(self, data: bytes | bytearray | memoryview, whole: list[Part]) -> None:
         """Add the small objects that are whole now to ``whole``; large ones go on their way."""
         if self._large_to_come < 0:
             self._large_to_come = sum(size > self._together for _, size in self._objects)
@@ -163,33 +156,35 @@ class Intake:
                     whole.append((self._hash, b"".join(self._cut), 0, self._size))
                     self._cut = []
             else:
-                self._hash, self._size = self._next()
-                if self._size > self._together:
-                    self._large = self._store.unchecked(self._size, self._hash)
-                    self._large_to_come -= 1
-                elif self._size <= len(data) - at:
-                    whole.append((self._hash, data, at, self._size))
-                    at += self._size
-                else:
-                    self._cut_left = self._size
+                self._next, at = pack.split(
+                    self._objects, self._next, data, at, self._together, whole
+                )
+                if at < len(data):
+                    self._begin()
 
-    def _next(self) -> tuple[bytes, int]:
-        for hash_, size in self._coming:
-            return hash_, size
-        raise ObjectSizeError(hash="after the last one", server=self._server, found=1, size=0)
+    def _begin(self) -> None:
+        """Begin an object that is large, or not whole."""
+        if self._next == len(self._objects):
+            raise ObjectSizeError(hash="after the last one", server=self._server, found=1, size=0)
+        self._hash, self._size = self._objects[self._next]
+        self._next += 1
+        if self._size > self._together:
+            self._large = self._store.unchecked(self._size, self._hash)
+            self._large_to_come -= 1
+        else:
+            self._cut_left = self._size
 
     # Small ones.
 
-    def _store_whole(self, taken: "Taken") -> None:
+    def _store_whole(self, whole: list[Part], taken: Taken) -> None:
         """Check objects of which all bytes are there; store those before the first wrong one.
 
         Raises ObjectCorruptError for that one.
         """
-        whole = taken.whole
         if self._writer is not None:
-            with self._store.writing(sum(size for _, _, _, size in whole)):
-                taken.entered = self._writer.enter(whole)
-            right = taken.entered.right
+            size, _ = pack.total(whole)
+            with self._store.writing(size):
+                right, taken.packed = self._writer.enter(whole)
         else:
             right, blake3s = pack.check(whole)
             for (hash_, buffer, at, size), blake3 in zip(whole, blake3s, strict=False):

@@ -5,11 +5,22 @@ from typing import Generic, TypeVar
 from typing_extensions import Buffer
 
 T = TypeVar("T")
+S = TypeVar("S", bound=tuple[bytes, int, bytes, bool, int, int])
+Part = tuple[bytes, Buffer, int, int]
 
-def check(objects: list[tuple[bytes, Buffer, int, int]]) -> tuple[int, list[bytes]]: ...
+def check(objects: list[Part]) -> tuple[int, list[bytes]]: ...
 def enter(
-    fd: int, offset: int, objects: list[tuple[bytes, Buffer, int, int]]
-) -> tuple[int, list[bytes], int]: ...
+    fd: int, offset: int, objects: list[Part], number: int, kind: type[S]
+) -> tuple[int, list[S], int, int]: ...
+def split(
+    objects: list[tuple[bytes, int]],
+    first: int,
+    buffer: Buffer,
+    at: int,
+    most: int,
+    whole: list[Part],
+) -> tuple[int, int]: ...
+def total(objects: list[Part]) -> tuple[int, int]: ...
 
 class Digests(Generic[T]):
     reading: int

@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 cdef extern from "object_pack.h" nogil:
+    enum: SS_PACK_ALIGN
     struct ss_pack_object:
         const uint8_t *hash
         const uint8_t *data
@@ -65,33 +66,78 @@ cdef ss_pack_object *take(list objects) except NULL:
 
 def check(list objects not None):
     """As `enter`, without writing them: how many are right, and the BLAKE3 of each of those."""
-    return check_and_write(-1, 0, objects)[:2]
-
-
-def enter(int fd, uint64_t offset, list objects not None):
-    """Checks objects and writes those before the first wrong one into a pack, from ``offset`` on.
-
-    An object is (SHA-512, buffer, where it begins in that, size), in bytes. Returns the number of
-    the first whose content has another SHA-512 (or how many there are), the BLAKE3 of each before
-    it, and 0 or a negative errno of writing. See csrc/object_pack.h for where each of them lies.
-    Raises ValueError for an object that is not within its buffer.
-    """
-    return check_and_write(fd, offset, objects)
-
-
-cdef check_and_write(int fd, uint64_t offset, list objects):
     cdef size_t count = len(objects), i
     cdef int64_t right
     cdef int error = 0
     cdef ss_pack_object *list_ = take(objects)
     try:
         with nogil:
+            right = ss_pack_enter(-1, 0, list_, count, &error)
+        if right < 0:
+            raise MemoryError
+        return right, [list_[i].blake3[:32] for i in range(<size_t>right)]
+    finally:
+        free(list_)
+
+
+def enter(int fd, uint64_t offset, list objects not None, number, kind):
+    """Checks objects and writes those before the first wrong one into a pack, from ``offset`` on.
+
+    An object is (SHA-512, buffer, where it begins in that, size), in bytes. Returns the number of
+    the first whose content has another SHA-512 (or how many there are), what was stored: ``kind``,
+    a tuple, of (SHA-512, size, BLAKE3, True, ``number`` of the pack, where it begins in that); where
+    the last one ends, and 0 or a negative errno of writing. Raises ValueError for an object that is
+    not within its buffer.
+    """
+    cdef size_t count = len(objects), i
+    cdef uint64_t at = offset, size
+    cdef int64_t right
+    cdef int error = 0
+    cdef list stored = []
+    cdef ss_pack_object *list_ = take(objects)
+    make = tuple.__new__
+    try:
+        with nogil:
             right = ss_pack_enter(fd, offset, list_, count, &error)
         if right < 0:
             raise MemoryError
-        return right, [list_[i].blake3[:32] for i in range(<size_t>right)], error
+        for i in range(<size_t>right):
+            hash_ = (<tuple>objects[i])[0]
+            size = list_[i].size
+            stored.append(make(kind, (hash_, size, list_[i].blake3[:32], True, number, at)))
+            at += (size + SS_PACK_ALIGN - 1) // SS_PACK_ALIGN * SS_PACK_ALIGN
+        return right, stored, at, error
     finally:
         free(list_)
+
+
+def split(list objects not None, size_t first, buffer, size_t at, uint64_t most, list whole not None):
+    """Cut a buffer, from ``at`` on, into the objects (SHA-512, size) that come from ``first`` on.
+
+    Stops at one of more than ``most`` bytes or one that is not whole, and returns its number and
+    where it begins. What is whole is added to ``whole``, in the form in which `enter` takes it.
+    """
+    cdef size_t count = len(objects), end = len(buffer)
+    cdef uint64_t size
+    while first < count:
+        hash_, length = <tuple>objects[first]
+        size = length
+        if size > most or size > end - at:
+            break
+        whole.append((hash_, buffer, at, length))
+        at += size
+        first += 1
+    return first, at
+
+
+def total(list objects not None):
+    """Bytes that objects, in the form in which `enter` takes them, have, and take in a pack."""
+    cdef uint64_t size, bytes_ = 0, taken = 0
+    for one in objects:
+        size = (<tuple>one)[3]
+        bytes_ += size
+        taken += (size + SS_PACK_ALIGN - 1) // SS_PACK_ALIGN * SS_PACK_ALIGN
+    return bytes_, taken
 
 
 cdef class Digests:

@@ -22,6 +22,7 @@ from typing_extensions import Buffer
 
 from smallstack.objects import pack
 from smallstack.objects.holes import punch_hole
+from smallstack.objects.store import Stored
 
 PACKS: Final = ".packs"
 ALIGN: Final = 4096
@@ -169,32 +170,26 @@ class PackWriter:
 
     def enter(self, parts: list[Part]) -> "Entered":
         """Check objects and write those before the first wrong one. Raises OSError."""
-        needed = sum(padded(size) for _, _, _, size in parts)
+        _, needed = pack.total(parts)
         if self._fd < 0 or (self._end and self._end + needed > PACK_BYTES):
             self.close()
             self._number, self._fd = self._packs.start()
             self._end = 0
-        right, blake3s, error = pack.enter(self._fd, self._end, parts)
-        start = self._end
-        self._end += sum(padded(size) for _, _, _, size in parts[:right])
+        right, stored, end, error = pack.enter(self._fd, self._end, parts, self._number, Stored)
         if error:
-            self._end = start
             with suppress(OSError):
-                os.ftruncate(self._fd, start)  # what was allocated behind the end goes too
+                os.ftruncate(self._fd, self._end)  # what was allocated behind the end goes too
             raise OSError(-error, os.strerror(-error))
+        self._end = end
         if right < len(parts):  # something may have been written behind the wrong one
             with suppress(OSError):
                 os.ftruncate(self._fd, self._end)
-        spots = []
-        for _, _, _, size in parts[:right]:
-            spots.append(Spot(self._number, start, size))
-            start += padded(size)
         self._packs.add(self._number, right)
-        return Entered(right, blake3s, spots)
+        return Entered(right, stored)
 
-    def take_back(self, spots: Iterable[Spot]) -> None:
+    def take_back(self, stored: Iterable[Stored]) -> None:
         """Forget objects that were entered and are not named by the index."""
-        self._packs.remove(spots)
+        self._packs.remove(Spot(one.pack, one.offset, one.size) for one in stored)
 
     def close(self) -> None:
         """End the pack that is being written."""
@@ -209,8 +204,8 @@ class Entered(NamedTuple):
 
     right: int
     """The number of the first object with another SHA-512, or how many there are."""
-    blake3s: list[bytes]
-    spots: list[Spot]
+    stored: list[Stored]
+    """Those before it."""
 
 
 def padded(size: int) -> int:

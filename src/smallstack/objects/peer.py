@@ -12,7 +12,7 @@ from contextlib import (
     contextmanager,
 )
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, cast
 
 from smallstack.identity.credentials import ClientCredentials
 from smallstack.identity.renewal import Renewable
@@ -155,7 +155,7 @@ class PeerStream:
     ) -> None:
         self._stack.close()
 
-    async def read(self, limit: int) -> bytes | bytearray:
+    async def read(self, limit: int) -> bytes | bytearray | memoryview:
         """See `ObjectStream`."""
         with _wrapped(self._server):
             if self._unpacked is None:
@@ -165,7 +165,7 @@ class PeerStream:
         part, self._piece = self._piece[:limit], self._piece[limit:]
         return bytes(part)
 
-    async def _read_plain(self, limit: int) -> bytes | bytearray:
+    async def _read_plain(self, limit: int) -> bytes | bytearray | memoryview:
         if not self._tried and not self._conn.has_data():
             self._tried = True
             self._aside = self._stack.enter_context(self._conn.reading_aside())
@@ -186,7 +186,7 @@ async def _unpacked(conn: Connection, sizes: Sequence[int]) -> AsyncIterator[byt
 
 def _request(hashes: Sequence[bytes], packed: bool) -> GetObjectsRequest:
     kind = GetCompressedObjectsRequest if packed else GetObjectsRequest
-    return kind(hashes=[h if isinstance(h, Hash) else Hash(h) for h in hashes])
+    return kind(hashes=cast(list[Hash], list(hashes)))  # bytes do: gob is what is written
 
 
 def shown(text: str) -> str:

@@ -27,7 +27,7 @@ class ObjectStream(Protocol):
     def sizes(self) -> Sequence[int]:
         """Bytes of each object, in the order asked for."""
 
-    async def read(self, limit: int) -> bytes | bytearray:
+    async def read(self, limit: int) -> bytes | bytearray | memoryview:
         """The next bytes as they come, at most ``limit``; b"" when the peer closed."""
 
 
@@ -55,6 +55,8 @@ def check_sizes(stream: ObjectStream, order: Sequence[tuple[bytes, int]], server
         raise FetchError(
             server=server, detail=f"it sent {len(stream.sizes)} sizes for {len(order)} objects"
         )
+    if stream.sizes == [size for _, size in order]:
+        return sum(stream.sizes)
     for (hash_, size), theirs in zip(order, stream.sizes, strict=True):
         if size != theirs:
             raise ObjectSizeError(hash=hash_.hex(), server=server, found=theirs, size=size)
@@ -80,7 +82,7 @@ class Reader:
         self._waited = 0.0
         self._received = 0
 
-    async def read(self, limit: int, left: int) -> bytes | bytearray:
+    async def read(self, limit: int, left: int) -> bytes | bytearray | memoryview:
         """The next bytes, at least one and at most ``limit``, of the ``left`` that are to come.
 
         Raises FetchError when the peer stalls, dribbles or closes.

@@ -45,7 +45,7 @@ FLAT: Final = ".flat"
 IN_MEMORY: Final = 1 << 20
 """An object of at most this many bytes stays in memory until its digest is known."""
 CHUNK: Final = 1 << 20
-WRITE_AT_ONCE: Final = 128 << 10
+WRITE_AT_ONCE: Final = 256 << 10
 """Bytes given to the system in one call. It takes page-cache folios as large as that, and a virtual
 machine's host has often not backed the memory of large ones: 4 MiB at a time took ten times as
 long."""
@@ -57,7 +57,7 @@ _HEX: Final = frozenset("0123456789abcdef")
 class Stored(NamedTuple):
     """An object that is in the store now; ``added`` is False when it was there before."""
 
-    hash: Hash
+    hash: bytes
     size: int
     blake3: bytes
     added: bool
@@ -145,7 +145,7 @@ class ObjectStore:
             else:
                 while chunk := data.read(CHUNK):
                     incoming.write(chunk)
-            return incoming.finish().hash
+            return Hash(incoming.finish().hash)
 
     def incoming(
         self,

@@ -15,7 +15,7 @@ from typing import Final, Self, TypeVar
 
 from smallstack.outlast import outlast
 from smallstack.srpc.patience import Patience
-from smallstack.srpc.receive import receive
+from smallstack.srpc.receive import Receiver
 
 T = TypeVar("T")
 LINGER_MS: Final = 2
@@ -32,6 +32,7 @@ class Aside:
         peer may take nothing of what is sent. Raises OSError.
         """
         self._fd = os.dup(sock)
+        self._receiver = Receiver()
         self._patience = patience
         self._loop = asyncio.get_running_loop()
 
@@ -56,14 +57,18 @@ class Aside:
                     continue
                 break
 
-    async def receive(self, limit: int) -> bytes | bytearray:
+    async def receive(self, limit: int) -> bytes | memoryview:
         """1 to ``limit`` bytes, or b"" at the end of the stream. Raises OSError.
 
+        Their memory is used again once nobody has a view of it any more.
         Not to be cancelled by anybody who would go on reading: what was read is lost.
         """
-        while (data := await self._in_thread(receive, self._fd, limit, LINGER_MS)) is None:
+        while (data := await self._receive(limit)) is None:
             await self._ready(self._loop.add_reader, self._loop.remove_reader)
         return data
+
+    async def _receive(self, limit: int) -> bytes | memoryview | None:
+        return await self._in_thread(self._receiver.receive, self._fd, limit, LINGER_MS)
 
     async def run(self, work: Callable[[int], T]) -> T:
         """The result of ``work(descriptor)``, which runs in a thread and hardly waits."""

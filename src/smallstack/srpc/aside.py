@@ -46,6 +46,7 @@ class Aside:
         trace: TracebackType | None,
     ) -> None:
         os.close(self._fd)
+        self._receiver.close()
 
     def buffer_more(self) -> None:
         """Have the system take more bytes at a time, as far as it allows."""

@@ -11,7 +11,7 @@ cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **to, size_t alignment, size_t size)
 
 cdef extern from "sys/mman.h" nogil:
-    enum: MADV_HUGEPAGE
+    enum: MADV_FREE
     int madvise(void *start, size_t size, int advice)
 
 cdef extern from "sys/socket.h" nogil:
@@ -30,14 +30,19 @@ cdef enum:
     WAITS = 64
     BLOCK = 8 << 20
     LEAST = 1 << 20
-    HUGE_PAGE = 2 << 20
+    PAGE = 4096
+    SPARE = 4
+
+# Blocks that nobody uses now. Where memory runs short the system takes theirs.
+cdef list _spare = []
 
 
 cdef class _Block:
     """Memory that can be read through views; ``views`` tells how many there are.
 
-    It is used again and again, in pages as large as there are: a fresh page for every 4 KiB that
-    come costs a third of what receiving them does.
+    It is used again and again: a fresh page for every 4 KiB that come costs a third of what
+    receiving them does. Huge pages would save no more, and where a virtual machine's host has to
+    find them first they cost more.
     """
 
     cdef char *start
@@ -46,10 +51,9 @@ cdef class _Block:
 
     def __cinit__(self):
         cdef void *start = NULL
-        if posix_memalign(&start, HUGE_PAGE, BLOCK) != 0:
+        if posix_memalign(&start, PAGE, BLOCK) != 0:
             raise MemoryError
         self.start = <char *>start
-        madvise(start, BLOCK, MADV_HUGEPAGE)  # where there are none small ones do
 
     def __dealloc__(self):
         free(self.start)
@@ -75,6 +79,16 @@ cdef class Receiver:
         self.blocks = []
         self.block = None
 
+    def close(self):
+        """Give the blocks back that nobody has a view of; nothing can be received after it."""
+        cdef _Block block
+        self.block = None
+        while self.blocks:
+            block = self.blocks.pop()
+            if block.views == 0 and len(_spare) < SPARE:
+                madvise(block.start, BLOCK, MADV_FREE)
+                _spare.append(block)
+
     @property
     def held(self):
         """Bytes of all blocks."""
@@ -89,7 +103,7 @@ cdef class Receiver:
                 if block.views == 0:
                     break
             else:
-                block = _Block()
+                block = _spare.pop() if _spare else _Block()
                 self.blocks.append(block)
             self.block = block
         if block.views == 0:

@@ -11,6 +11,7 @@
 #ifndef SS_EXT4_H
 #define SS_EXT4_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "tree.h"
@@ -61,7 +62,8 @@ struct ss_ext4_params {
 
 /* What is known of an object. */
 struct ss_ext4_object {
-    uint8_t blake3[32];
+    uint8_t check[32]; /* BLAKE3, or a sum as quick_sum.h makes them */
+    bool quick;
     uint64_t pack;   /* the number of the file it lies in with others, 0: one of its own */
     uint64_t offset; /* of its first byte in that */
 };

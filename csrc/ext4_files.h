@@ -12,6 +12,7 @@
 #include "blake3.h"
 #include "ext4_plan.h"
 #include "ext4_sink.h"
+#include "quick_sum.h"
 
 enum { SS_FILES_BATCH = 1024 };
 
@@ -25,6 +26,7 @@ struct ss_files {
     bool small;          /* the sink checks it, together with others */
     bool unshared;       /* blocks cannot be shared here: it was tried */
     struct ss_blake3 hash;
+    struct ss_quick_sum sum;
     /* what is known of the next regular files, fetched many at a time */
     uint32_t *wanted; /* SS_FILES_BATCH tree indexes */
     struct ss_ext4_object *objects;

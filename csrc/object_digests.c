@@ -18,6 +18,7 @@ struct reading {
     uint64_t size, done; /* bytes */
     uint64_t state[8];
     struct ss_blake3 blake3;
+    struct ss_quick_sum sum;
     struct ss_digests_file found;
     uint8_t *part;
 };
@@ -63,6 +64,7 @@ int ss_digests_add(struct ss_digests *all, int fd, uint64_t size)
         file->done = 0;
         file->found.error = 0;
         ss_blake3_start(&file->blake3);
+        ss_quick_sum_start(&file->sum);
         return (int)i;
     }
     return -EBUSY;
@@ -92,6 +94,7 @@ static void pass(struct ss_digests *all)
         message->before = file->done;
         message->more = left > length;
         memcpy(message->state, file->state, sizeof message->state);
+        ss_quick_sum_update(&file->sum, file->part, length);
         if (message->more)
             ss_blake3_more(&file->blake3, file->part, length);
         else
@@ -106,6 +109,7 @@ static void pass(struct ss_digests *all)
         if (!messages[i].more) {
             memcpy(file->found.sha512, messages[i].digest, sizeof file->found.sha512);
             ss_blake3_finish(&file->blake3, file->found.blake3);
+            ss_quick_sum_finish(&file->sum, file->found.sum);
             file->ended = true;
         }
     }

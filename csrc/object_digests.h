@@ -7,11 +7,14 @@
 
 #include <stdint.h>
 
+#include "quick_sum.h"
+
 #define SS_DIGESTS_FILES 8 /* read side by side */
 
 struct ss_digests_file {
     uint8_t sha512[64];
     uint8_t blake3[32];
+    uint8_t sum[SS_QUICK_SUM_SIZE];
     int error; /* 0 or a negative errno; -ENODATA where the file is shorter */
 };
 

@@ -145,13 +145,17 @@ static int add(struct gather *gather, const uint8_t *data, size_t length)
     return 0;
 }
 
-int ss_pack_write(int fd, uint64_t offset, const struct ss_pack_object *objects, size_t count)
+int ss_pack_write(int fd, uint64_t offset, struct ss_pack_object *objects, size_t count)
 {
     static const uint8_t zeros[SS_PACK_ALIGN];
     struct gather gather = {.fd = fd, .offset = offset};
     int rc = 0;
 
     for (size_t i = 0; rc == 0 && i < count; i++) {
+        struct ss_quick_sum sum; /* here, since the copy needs the bytes in the cache too */
+        ss_quick_sum_start(&sum);
+        ss_quick_sum_update(&sum, objects[i].data, objects[i].size);
+        ss_quick_sum_finish(&sum, objects[i].sum);
         rc = add(&gather, objects[i].data, objects[i].size);
         if (rc == 0)
             rc = add(&gather, zeros, -objects[i].size & (SS_PACK_ALIGN - 1));

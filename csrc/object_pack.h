@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "quick_sum.h"
+
 #define SS_PACK_ALIGN 4096
 
 struct ss_pack_object {
@@ -17,6 +19,7 @@ struct ss_pack_object {
     const uint8_t *data;
     size_t size;         /* bytes, at least 1 */
     uint8_t blake3[32];  /* out */
+    uint8_t sum[SS_QUICK_SUM_SIZE]; /* out, by what writes it */
 };
 
 /* The number of the first object that has another SHA-512, or `count`: all of them are right then
@@ -26,7 +29,7 @@ int64_t ss_pack_check(struct ss_pack_object *objects, size_t count);
 /* Writes objects into a pack, the first at byte `offset` (a multiple of SS_PACK_ALIGN), each of the
  * others at the next such multiple behind the one before, and zeros up to the end of the last block.
  * 0 or a negative errno; what was written then is worth nothing. */
-int ss_pack_write(int fd, uint64_t offset, const struct ss_pack_object *objects, size_t count);
+int ss_pack_write(int fd, uint64_t offset, struct ss_pack_object *objects, size_t count);
 
 /* Both, by two threads where there is enough of it; -1 for `fd`: only the check. Behind the objects
  * that are right the pack may have bytes that are worth nothing; with a negative errno in *error, of

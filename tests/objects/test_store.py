@@ -229,7 +229,7 @@ def test_long_runs_of_zeros_take_no_room(
     written = sum(len(block) < HOLE or any(block) for block in blocks)
     if step % HOLE == 0:
         assert os.fstat(one.descriptor).st_blocks * 512 <= written * HOLE + 8192
-    one.commit(bytes(32))
+    one.commit(bytes(32), b"")
     one.abort()
     assert store.path(digest).read_bytes() == data
     store.close()

@@ -108,6 +108,8 @@ class ObjectCache:
         self._used_bytes = sum(one.size for one in known.values())
         self._reserved_bytes = 0
         self._pins: dict[object, Collection[bytes]] = {}
+        self._fresh: Table[bytes] = Table()
+        """The quick sums of what came while something was pinned, as long as anything is."""
         self._claims: list[_Claim] = []
         self._changes = 0
         """Goes up with every change of what is held or claimed."""
@@ -153,12 +155,15 @@ class ObjectCache:
         return Place(self._store.path(hash_), 0, known.size, False)
 
     def facts(self, hash_: bytes) -> tuple[bytes, int, int]:
-        """The BLAKE3 of an object that is held, its pack (0: none), where it begins in that.
+        """What the bytes of an object that is held have to come to, its pack (0: none), where it
+        begins in that: see `BrickStore`.
 
+        It is the BLAKE3, or the quick sum of an object that came while something was pinned that is
+        so still: a create that has just checked every byte by SHA-512 works out no second digest.
         Raises ObjectNotStoredError.
         """
         known = self._known(hash_)
-        return known.blake3, known.pack, known.offset
+        return self._fresh.find(hash_) or known.blake3, known.pack, known.offset
 
     def size(self, hash_: bytes) -> int | None:
         """Bytes of an object; None when it is not held."""
@@ -393,6 +398,7 @@ class ObjectCache:
     def _arrived(self, arrived: Iterable[Stored], room: "_Room") -> int:
         """Enter what is stored and indexed; no more than `SLICE` at a stretch. Their bytes."""
         held, used_at, now = self._held, self._used_at, time.monotonic_ns()
+        fresh = self._fresh
         size_of_all = taken = 0
         for one in arrived:
             hash_, size = one[0], one[1]
@@ -402,6 +408,8 @@ class ObjectCache:
                 taken += size
             held[hash_] = one
             used_at[hash_] = now
+            if one.sum:
+                fresh[hash_] = one.sum
             size_of_all += size
         room.give_back(taken)
         self._used_bytes += size_of_all
@@ -534,6 +542,8 @@ class ObjectCache:
         known = self._held.take(hash_)
         self._used_bytes -= known.size
         del self._used_at[hash_]
+        if hash_ in self._fresh:
+            del self._fresh[hash_]
         return known
 
     @contextmanager
@@ -544,6 +554,8 @@ class ObjectCache:
             yield
         finally:
             del self._pins[token]
+            if not self._pins and self._fresh:
+                self._fresh = Table()
 
     @contextmanager
     def _claiming(self, hashes: Iterable[bytes] = ()) -> Iterator["_Claim"]:

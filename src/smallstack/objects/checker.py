@@ -81,8 +81,8 @@ class Checker:
                     break
                 reading.append(one)
                 files.add(one.descriptor, one.size, one)
-            for one, sha512, blake3, error in files.read(PASSES):
-                self._end(one, sha512, blake3, error)
+            for one, sha512, blake3, sum_, error in files.read(PASSES):
+                self._end(one, sha512, blake3, sum_, error)
                 reading.remove(one)
 
     def _next(self, *, wait: bool) -> Unchecked | None:
@@ -94,14 +94,16 @@ class Checker:
         self._over = one is None
         return one
 
-    def _end(self, one: Unchecked, sha512: bytes, blake3: bytes, error: int) -> None:
+    def _end(
+        self, one: Unchecked, sha512: bytes, blake3: bytes, sum_: bytes, error: int
+    ) -> None:
         try:
             with self._store.writing(one.size):
                 if error:
                     raise OSError(-error, os.strerror(-error))
                 if sha512 != one.hash:
                     raise self._corrupt(one.hash, sha512)
-                stored = one.commit(blake3)
+                stored = one.commit(blake3, sum_)
             with self._lock:
                 self._right.append(stored)
         except Exception as failure:

@@ -1,4 +1,4 @@
-# distutils: sources = csrc/object_pack.c csrc/object_digests.c csrc/sha512.c csrc/blake3.c
+# distutils: sources = csrc/object_pack.c csrc/object_digests.c csrc/quick_sum.c csrc/crc32c.c csrc/sha512.c csrc/blake3.c
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Glue over csrc/object_pack.h, csrc/object_digests.h and csrc/sha512.h, without the interpreter's lock."""
 
@@ -13,6 +13,7 @@ cdef extern from "object_pack.h" nogil:
         const uint8_t *data
         size_t size
         uint8_t blake3[32]
+        uint8_t sum[16]
     int64_t ss_pack_enter(int fd, uint64_t offset, ss_pack_object *objects, size_t count,
                           int *error)
 
@@ -23,6 +24,7 @@ cdef extern from "object_digests.h" nogil:
     struct ss_digests_file:
         uint8_t sha512[64]
         uint8_t blake3[32]
+        uint8_t sum[16]
         int error
     ss_digests *ss_digests_new()
     void ss_digests_free(ss_digests *all)
@@ -85,8 +87,8 @@ def enter(int fd, uint64_t offset, list objects not None, number, kind):
 
     An object is (SHA-512, buffer, where it begins in that, size), in bytes. Returns the number of
     the first whose content has another SHA-512 (or how many there are), what was stored: ``kind``,
-    a tuple, of (SHA-512, size, BLAKE3, True, ``number`` of the pack, where it begins in that); where
-    the last one ends, and 0 or a negative errno of writing. Raises ValueError for an object that is
+    a tuple, of (SHA-512, size, BLAKE3, True, ``number`` of the pack, where it begins in that, quick
+    sum); where the last one ends, and 0 or a negative errno of writing. Raises ValueError for an object that is
     not within its buffer.
     """
     cdef size_t count = len(objects), i
@@ -104,7 +106,8 @@ def enter(int fd, uint64_t offset, list objects not None, number, kind):
         for i in range(<size_t>right):
             hash_ = (<tuple>objects[i])[0]
             size = list_[i].size
-            stored.append(make(kind, (hash_, size, list_[i].blake3[:32], True, number, at)))
+            stored.append(make(kind, (hash_, size, list_[i].blake3[:32], True, number, at,
+                                      list_[i].sum[:16])))
             at += (size + SS_PACK_ALIGN - 1) // SS_PACK_ALIGN * SS_PACK_ALIGN
         return right, stored, at, error
     finally:
@@ -176,7 +179,7 @@ cdef class Digests:
     def read(self, unsigned passes):
         """Read on until a file ends, ``passes`` parts of each at most.
 
-        What has ended: its owner, SHA-512, BLAKE3, and 0 or a negative errno.
+        What has ended: its owner, SHA-512, BLAKE3, quick sum, and 0 or a negative errno.
         """
         cdef unsigned ended, place
         cdef ss_digests_file found
@@ -187,7 +190,8 @@ cdef class Digests:
             if ended & (1u << place):
                 found = ss_digests_take(self.all, place)
                 done.append(
-                    (self.owners[place], found.sha512[:64], found.blake3[:32], found.error)
+                    (self.owners[place], found.sha512[:64], found.blake3[:32], found.sum[:16],
+                     found.error)
                 )
                 self.owners[place] = None
                 self.reading -= 1

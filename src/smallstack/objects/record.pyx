@@ -33,7 +33,7 @@ def added(list objects not None):
     cdef uint8_t *record = <uint8_t *>PyBytes_AsString(data)
     cdef uint32_t sum
     for i in range(count):
-        hash_, size, blake3, _, pack, offset = objects[i]
+        hash_, size, blake3, _, pack, offset, _ = objects[i]
         if len(hash_) != 64 or len(blake3) != 32:
             raise ValueError("a SHA-512 has 64 bytes, a BLAKE3 32")
         memset(record, 0, 8)

@@ -65,6 +65,8 @@ class Stored(NamedTuple):
     """The number of the pack it lies in, 0 when it has a file of its own."""
     offset: int = 0
     """Where it begins in that."""
+    sum: bytes = b""
+    """Its quick sum, where it was worked out: see csrc/quick_sum.h."""
 
 
 class ObjectStore:
@@ -497,11 +499,11 @@ class Unchecked:
             if error.errno not in _UNSUPPORTED:
                 raise
 
-    def commit(self, blake3: bytes) -> Stored:
+    def commit(self, blake3: bytes, sum_: bytes) -> Stored:
         """Give it its name, in the place of whatever had it; raises OSError."""
         self._store._rename(self._temporary, self.hash)
         self._temporary = ""
-        return Stored(self.hash, self.size, blake3, True)
+        return Stored(self.hash, self.size, blake3, True, sum=sum_)
 
     def abort(self) -> None:
         """Close its file, and forget it unless it was committed; the next start removes what a

@@ -65,8 +65,8 @@ class Objects(Protocol):
         """Holds the objects as <2 hex>/<126 hex>, <2 hex>/<2 hex>/<124 hex>, .packs/<number>."""
 
     def facts(self, hash_: bytes, /) -> tuple[bytes, int, int]:
-        """The 32-byte BLAKE3 of an object by its SHA-512; the number of its pack, 0 for none, and
-        where it begins in that."""
+        """What the bytes of an object must come to, by its SHA-512: a BLAKE3 (32 bytes) or a quick
+        sum (16, see csrc/quick_sum.h); the number of its pack, 0 for none, and where it begins."""
 
     async def drop(self, hashes: Iterable[bytes], /) -> None:
         """Forget objects, so that they are fetched again."""

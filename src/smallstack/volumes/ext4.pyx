@@ -1,4 +1,4 @@
-# distutils: sources = csrc/ext4_write.c csrc/ext4_plan.c csrc/ext4_group.c csrc/ext4_inode.c csrc/ext4_fields.c csrc/ext4_files.c csrc/ext4_sink.c csrc/ext4_tree.c csrc/ext4_dir.c csrc/ext4_hash.c csrc/ext4_extent.c csrc/ext4_xattr.c csrc/ext4_layout.c csrc/ext4_csum.c csrc/blake3.c csrc/crc32c.c
+# distutils: sources = csrc/ext4_write.c csrc/ext4_plan.c csrc/ext4_group.c csrc/ext4_inode.c csrc/ext4_fields.c csrc/ext4_files.c csrc/ext4_sink.c csrc/ext4_tree.c csrc/ext4_dir.c csrc/ext4_hash.c csrc/ext4_extent.c csrc/ext4_xattr.c csrc/ext4_layout.c csrc/ext4_csum.c csrc/blake3.c csrc/quick_sum.c csrc/crc32c.c
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Glue over csrc/ext4.h: a packed tree and an object directory become an ext4 file system."""
 
@@ -71,7 +71,8 @@ cdef extern from "ext4.h" nogil:
         uint32_t bytes_per_inode
         uint32_t reserved_percent
     struct ss_ext4_object:
-        uint8_t blake3[32]
+        uint8_t check[32]
+        bint quick
         uint64_t pack
         uint64_t offset
     ctypedef int (*open_function)(void *, uint32_t, const uint8_t *,
@@ -126,9 +127,11 @@ cdef int fill_facts_gil(context *ctx, const uint32_t *inodes, uint32_t count,
         lookup = <object>ctx.facts
         for i in range(count):
             digest, pack, offset = lookup((<const uint8_t *>ctx.inodes[inodes[i]].hash)[:64])
-            if len(digest) != 32:
-                raise ValueError("a BLAKE3 digest has 32 bytes")
-            memcpy(objects[i].blake3, <const uint8_t *>digest, 32)
+            if len(digest) not in (16, 32):
+                raise ValueError("a BLAKE3 digest has 32 bytes, a quick sum 16")
+            objects[i].quick = len(digest) == 16
+            memset(objects[i].check, 0, 32)
+            memcpy(objects[i].check, <const uint8_t *>digest, len(digest))
             objects[i].pack = pack
             objects[i].offset = offset
     except BaseException as raised:
@@ -143,10 +146,10 @@ def write_root(int fd, fs, int object_directory, *, facts, uint64_t size, uint64
     """Writes ``fs`` as an ext4 file system of ``size`` bytes at byte ``offset`` of a fresh file.
 
     ``object_directory`` is a descriptor of the directory that holds the objects (2 hex, 126 hex, or
-    2 hex, 2 hex, 124 hex, or .packs/number); ``facts(sha512) -> (blake3, pack, offset)`` is asked, in
-    batches, for what each object's bytes must hash to and where they are: the number of the pack, 0
-    for a file of its own, and the first byte in it (None: nothing is checked, and there are no
-    packs). ``time`` is in seconds. The global interpreter lock is released but for those batches.
+    2 hex, 2 hex, 124 hex, or .packs/number); ``facts(sha512) -> (check, pack, offset)`` is asked, in
+    batches, for what each object's bytes must come to, a BLAKE3 (32 bytes) or a quick sum (16), and
+    where they are: the number of the pack, 0 for a file of its own, and the first byte in it (None:
+    nothing is checked, and there are no packs). ``time`` is in seconds. The global interpreter lock is released but for those batches.
     Raises the errors of smallstack.volumes.errors, and what ``facts`` raised; ``path`` is the
     volume's name in them.
     """
@@ -241,7 +244,7 @@ cdef raise_report(int rc, ss_ext4_report *report, fs, uint64_t size, path):
         detail = f"{report.have} bytes instead of {report.wanted}"
         raise CorruptObjectError(detail=detail, **about)
     if what == SS_EXT4_OBJECT_CORRUPT:
-        raise CorruptObjectError(detail="its BLAKE3 has changed", **about)
+        raise CorruptObjectError(detail="its content has changed", **about)
     raise ObjectUnreadableError(detail=text, errno=-rc, **about)
 
 

@@ -1,4 +1,5 @@
 /* Sends objects; see object_send.h. */
+#define _GNU_SOURCE
 #include "object_send.h"
 
 #include <errno.h>
@@ -15,16 +16,58 @@
 
 enum {
     LARGE = 64 << 10,  /* bytes: below, a copy costs less than a call of its own */
-    WAITS = 16
+    WAITS = 16,
+    DIRECTORIES = 256,
+    FIRST = 3, /* characters of a path that name the first directory, with the slash */
+    NOT_TRIED = -1,
+    IN_VAIN = -2
 };
 
-int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objects, size_t count)
+void ss_object_directories_start(struct ss_object_directories *directories, int store,
+                                 unsigned levels)
 {
-    char path[SS_OBJECT_PATH];
+    directories->store = store;
+    directories->levels = levels;
+    for (unsigned i = 0; i < DIRECTORIES; i++)
+        directories->open[i] = NOT_TRIED;
+}
+
+void ss_object_directories_close(struct ss_object_directories *directories)
+{
+    for (unsigned i = 0; i < DIRECTORIES; i++) {
+        if (directories->open[i] >= 0)
+            close(directories->open[i]);
+        directories->open[i] = NOT_TRIED;
+    }
+}
+
+/* Where an object is: a descriptor, and the path below it, which is in `room`. */
+static int place(struct ss_object_directories *directories, const uint8_t *hash,
+                 char room[SS_OBJECT_PATH], const char **path)
+{
+    int *open = &directories->open[hash[0]];
+
+    ss_object_path(hash, directories->levels, room);
+    if (*open == NOT_TRIED) {
+        room[FIRST - 1] = 0;
+        *open = openat(directories->store, room, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+        room[FIRST - 1] = '/';
+        if (*open < 0)
+            *open = IN_VAIN; /* there is none, or there are too many descriptors */
+    }
+    *path = *open >= 0 ? room + FIRST : room;
+    return *open >= 0 ? *open : directories->store;
+}
+
+int ss_object_sizes(struct ss_object_directories *directories, struct ss_object_sent *objects,
+                    size_t count)
+{
+    char room[SS_OBJECT_PATH];
+    const char *path;
     struct stat st;
 
     for (size_t i = 0; i < count; i++) {
-        ss_object_path(objects[i].hash, levels, path);
+        int directory = place(directories, objects[i].hash, room, &path);
         objects[i].size = 0;
         if (fstatat(directory, path, &st, AT_SYMLINK_NOFOLLOW) == 0)
             objects[i].size = (uint64_t)st.st_size;
@@ -37,16 +80,16 @@ int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objec
 /* Takes the next objects: as many small ones as the buffer holds, or a large one. */
 static int take(struct ss_object_sender *sender)
 {
-    char path[SS_OBJECT_PATH];
+    char room[SS_OBJECT_PATH];
+    const char *path;
 
     sender->fill = sender->sent = 0;
     while (sender->next < sender->count) {
         const struct ss_object_sent *object = &sender->objects[sender->next];
         if (object->size >= LARGE ? sender->fill > 0 : object->size > SS_SEND_ROOM - sender->fill)
             break;
-        ss_object_path(object->hash, sender->levels, path);
-        int file =
-            openat(sender->directory, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        int directory = place(&sender->directories, object->hash, room, &path);
+        int file = openat(directory, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
         sender->next++;
         if (file < 0)
             return -errno;

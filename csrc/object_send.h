@@ -15,9 +15,15 @@ struct ss_object_sent {
     uint64_t size;       /* bytes */
 };
 
+/* The directories of a store, which are looked up once for all objects in them. */
+struct ss_object_directories {
+    int store;       /* a descriptor */
+    unsigned levels; /* 1 or 2, see object_path.h */
+    int open[256];   /* descriptors by the first byte of a digest, or negative */
+};
+
 struct ss_object_sender {
-    int directory;   /* of the store: a descriptor */
-    unsigned levels; /* of directories: 1 or 2, see object_path.h */
+    struct ss_object_directories directories;
     const struct ss_object_sent *objects;
     size_t count;
     uint8_t *buffer; /* SS_SEND_ROOM bytes */
@@ -28,8 +34,14 @@ struct ss_object_sender {
     uint64_t offset;   /* what is out of that one */
 };
 
+void ss_object_directories_start(struct ss_object_directories *directories, int store,
+                                 unsigned levels);
+/* Closes what was opened; the store's descriptor stays the caller's. */
+void ss_object_directories_close(struct ss_object_directories *directories);
+
 /* Sizes in bytes of stored objects, 0 for one that is not there. 0 or a negative errno. */
-int ss_object_sizes(int directory, unsigned levels, struct ss_object_sent *objects, size_t count);
+int ss_object_sizes(struct ss_object_directories *directories, struct ss_object_sent *objects,
+                    size_t count);
 
 /* Sends until all is out, `most` bytes are (about), or the socket is full. Once something has gone,
  * more room is waited for, each time no longer than `linger_ms` and not more than 16 times: a peer

@@ -6,28 +6,37 @@ import errno
 import os
 
 from cpython.bytes cimport PyBytes_AsString
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy
 
 cdef extern from "object_send.h" nogil:
     enum: SS_SEND_ROOM
     struct ss_object_sent:
         const uint8_t *hash
         uint64_t size
+    struct ss_object_directories:
+        int store
     struct ss_object_sender:
-        int directory
-        unsigned levels
+        ss_object_directories directories
         const ss_object_sent *objects
         size_t count
         uint8_t *buffer
         size_t next
         int file
-    int ss_object_sizes(int directory, unsigned levels, ss_object_sent *objects, size_t count)
+    void ss_object_directories_start(ss_object_directories *directories, int store,
+                                     unsigned levels)
+    void ss_object_directories_close(ss_object_directories *directories)
+    int ss_object_sizes(ss_object_directories *directories, ss_object_sent *objects, size_t count)
     int64_t ss_object_send(ss_object_sender *sender, int fd, uint64_t most, int linger_ms)
     int ss_object_all_sent(const ss_object_sender *sender)
 
 cdef extern from "unistd.h" nogil:
     int close(int fd)
+
+
+cdef enum:
+    SLOTS = 1 << 17
 
 
 cdef ss_object_sent *take(list hashes) except NULL:
@@ -43,19 +52,85 @@ cdef ss_object_sent *take(list hashes) except NULL:
     return objects
 
 
-def sizes(int directory, bint flat, list hashes not None):
-    """Bytes of each object of the store at a descriptor, 0 for what it lacks. Raises OSError."""
-    cdef size_t count = len(hashes), i
-    cdef ss_object_sent *objects = take(hashes)
-    cdef int rc
-    try:
-        with nogil:
-            rc = ss_object_sizes(directory, 1 if flat else 2, objects, count)
-        if rc < 0:
-            raise OSError(-rc, os.strerror(-rc))
-        return [objects[i].size for i in range(count)]
-    finally:
-        free(objects)
+cdef struct slot:
+    uint8_t begin[24]
+    uint64_t size
+
+
+cdef class Sizes:
+    """The sizes of objects of a store that were asked for lately; any thread may use it.
+
+    A place for each is found by its digest, of which the first 24 bytes are kept: 32 bytes an
+    object, and a new one takes the place of an old one now and then.
+    """
+
+    cdef slot *slots
+    cdef size_t changes
+
+    def __cinit__(self):
+        self.slots = <slot *>calloc(SLOTS, sizeof(slot))
+        if self.slots == NULL:
+            raise MemoryError
+        self.changes = 0
+
+    def __dealloc__(self):
+        free(self.slots)
+
+    cdef slot *at(self, const uint8_t *hash_) noexcept:
+        cdef uint32_t number
+        memcpy(&number, hash_ + 24, sizeof(number))
+        return &self.slots[number % SLOTS]
+
+    def forget(self, hash_ not None):
+        """The object has gone, or will."""
+        cdef slot *place
+        if len(hash_) != 64:
+            raise ValueError("a SHA-512 digest has 64 bytes")
+        place = self.at(<const uint8_t *>PyBytes_AsString(hash_))
+        if memcmp(place.begin, <const uint8_t *>PyBytes_AsString(hash_), 24) == 0:
+            place.size = 0
+        self.changes += 1
+
+    def of(self, int directory, bint flat, list hashes not None, bint look):
+        """Bytes of each object of the store at a descriptor, 0 for what it lacks. Raises OSError.
+
+        With ``look`` each is looked at, whatever is known of it.
+        """
+        cdef size_t count = len(hashes), asked = 0, i, begun = self.changes
+        cdef ss_object_sent *objects = take(hashes)
+        cdef ss_object_sent *unknown = NULL
+        cdef ss_object_directories directories
+        cdef slot *place
+        cdef list sizes = [0] * count
+        cdef int rc
+        try:
+            unknown = <ss_object_sent *>calloc(count + 1, sizeof(ss_object_sent))
+            if unknown == NULL:
+                raise MemoryError
+            for i in range(count):
+                place = self.at(objects[i].hash)
+                if not look and place.size and memcmp(place.begin, objects[i].hash, 24) == 0:
+                    sizes[i] = place.size
+                else:
+                    unknown[asked].hash = objects[i].hash
+                    objects[asked].size = i
+                    asked += 1
+            with nogil:
+                ss_object_directories_start(&directories, directory, 1 if flat else 2)
+                rc = ss_object_sizes(&directories, unknown, asked)
+                ss_object_directories_close(&directories)
+            if rc < 0:
+                raise OSError(-rc, os.strerror(-rc))
+            for i in range(asked):
+                sizes[objects[i].size] = unknown[i].size
+                if unknown[i].size and begun == self.changes:
+                    place = self.at(unknown[i].hash)
+                    memcpy(place.begin, unknown[i].hash, 24)
+                    place.size = unknown[i].size
+            return sizes
+        finally:
+            free(objects)
+            free(unknown)
 
 
 cdef class ObjectSender:
@@ -69,6 +144,7 @@ cdef class ObjectSender:
         cdef ss_object_sent *objects
         cdef size_t count = len(hashes), i
         self.sender.file = -1
+        ss_object_directories_start(&self.sender.directories, directory, 1 if flat else 2)
         if <size_t>len(sizes) != count:
             raise ValueError("a size for each object")
         self.hashes = list(hashes)
@@ -76,8 +152,6 @@ cdef class ObjectSender:
         self.sender.objects = objects
         for i in range(count):
             objects[i].size = sizes[i]
-        self.sender.directory = directory
-        self.sender.levels = 1 if flat else 2
         self.sender.count = count
         self.sender.buffer = <uint8_t *>malloc(SS_SEND_ROOM)
         if self.sender.buffer == NULL:
@@ -88,11 +162,13 @@ cdef class ObjectSender:
         if self.sender.file >= 0:
             close(self.sender.file)
             self.sender.file = -1
+        ss_object_directories_close(&self.sender.directories)
         self.sender.next = self.sender.count
 
     def __dealloc__(self):
         if self.sender.file >= 0:
             close(self.sender.file)
+        ss_object_directories_close(&self.sender.directories)
         free(<void *>self.sender.objects)
         free(self.sender.buffer)
 

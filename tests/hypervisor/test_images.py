@@ -193,7 +193,10 @@ async def test_a_server_that_answers_nothing(
     assert images._idle == []
 
 
-async def test_a_server_that_dies_in_an_answer(images: Images, server: ScriptedImageServer) -> None:
+async def test_a_server_that_dies_in_an_answer(
+    images: Images, server: ScriptedImageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallstack.hypervisor.images.KEPT_CONNECTIONS", 0)  # a fresh one is no use
     server.hang = asyncio.Event()
     finding = asyncio.create_task(images.find("app"))
     while "GetImage app" not in server.calls:

@@ -147,11 +147,11 @@ def digests(files: list[tuple[int, int]]) -> list[tuple[bytes, bytes, int]]:
     found: dict[int, tuple[bytes, bytes, int]] = {}
     for number, (fd, size) in enumerate(files):
         while reader.full:
-            found.update((n, (sha, blake, error)) for n, sha, blake, error in reader.read(1))
+            found.update((n, (sha, blake, error)) for n, sha, blake, _, error in reader.read(1))
         reader.add(fd, size, number)
     assert reader.full == (len(files) - len(found) == 8)
     while reader.reading:
-        found.update((n, (sha, blake, error)) for n, sha, blake, error in reader.read(3))
+        found.update((n, (sha, blake, error)) for n, sha, blake, _, error in reader.read(3))
     return [found[number] for number in range(len(files))]
 
 

@@ -231,8 +231,13 @@ class ObjectCache:
                                 raise
                 if not mine and others is not None:
                     await asyncio.shield(others.over)
+                # Nobody else had any of it, and all of it came: no need to look again.
+                over = untouched and got.objects == len(objects)
                 await asyncio.to_thread(_free, lacking.items, mine)
-            await self._use(objects)
+                if over:
+                    break
+            if got.objects < len(objects):  # those that came count as used already
+                await self._use(objects)
         return Ensured(got.objects, got.size, len(objects) - got.objects)
 
     async def sweep(self) -> int:

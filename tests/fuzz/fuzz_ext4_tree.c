@@ -1,4 +1,4 @@
-/* sources: csrc/ext4_write.c csrc/ext4_plan.c csrc/ext4_group.c csrc/ext4_inode.c csrc/ext4_fields.c csrc/ext4_files.c csrc/ext4_sink.c csrc/ext4_tree.c csrc/ext4_dir.c csrc/ext4_hash.c csrc/ext4_extent.c csrc/ext4_xattr.c csrc/ext4_layout.c csrc/ext4_csum.c csrc/blake3.c csrc/crc32c.c csrc/ext4_edit.c csrc/ext4_edit_block.c csrc/ext4_edit_inode.c csrc/ext4_edit_dir.c csrc/ext4_edit_path.c */
+/* sources: csrc/ext4_write.c csrc/ext4_plan.c csrc/ext4_group.c csrc/ext4_inode.c csrc/ext4_fields.c csrc/ext4_files.c csrc/ext4_sink.c csrc/ext4_tree.c csrc/ext4_dir.c csrc/ext4_hash.c csrc/ext4_extent.c csrc/ext4_xattr.c csrc/ext4_layout.c csrc/ext4_csum.c csrc/blake3.c csrc/quick_sum.c csrc/crc32c.c csrc/ext4_edit.c csrc/ext4_edit_block.c csrc/ext4_edit_inode.c csrc/ext4_edit_dir.c csrc/ext4_edit_path.c */
 /* Hostile trees for the ext4 writer; what it accepts, the editor must find undamaged.
  *
  * Input: 4 bytes (options, inodes, entries, low byte of the entries), 20 bytes an inode, 4 bytes
@@ -55,8 +55,10 @@ static int facts(void *context, const uint32_t *inodes, uint32_t count,
 {
     (void)context;
     memset(objects, 0x5A, count * sizeof *objects);
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++) {
         objects[i].pack = inodes[i] & 1;
+        objects[i].quick = (inodes[i] & 2) != 0;
+    }
     return 0;
 }
 

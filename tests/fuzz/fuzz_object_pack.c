@@ -1,4 +1,4 @@
-/* sources: csrc/object_pack.c csrc/object_digests.c csrc/sha512.c csrc/blake3.c */
+/* sources: csrc/object_pack.c csrc/object_digests.c csrc/quick_sum.c csrc/crc32c.c csrc/sha512.c csrc/blake3.c */
 /* Objects on their way into a pack. Input: one byte of how many, two bytes of size for each, then
  * what they are made of. Every kernel has to say the same of them, the pack to hold them, and a part
  * at a time has to give what the whole gives. */
@@ -55,6 +55,20 @@ static void require_digests(int fd, uint64_t size)
     ss_digests_free(all);
 }
 
+/* The sum of the bytes that were read again, in two parts where there are as many. */
+static void require_sum(const uint8_t *back, const struct ss_pack_object *object)
+{
+    size_t first = object->size / 2 / SS_QUICK_SUM_STEP * SS_QUICK_SUM_STEP;
+    uint8_t found[SS_QUICK_SUM_SIZE];
+    struct ss_quick_sum sum;
+
+    ss_quick_sum_start(&sum);
+    ss_quick_sum_update(&sum, back, first);
+    ss_quick_sum_update(&sum, back + first, object->size - first);
+    ss_quick_sum_finish(&sum, found);
+    require(memcmp(found, object->sum, sizeof found) == 0);
+}
+
 static void pack(struct ss_pack_object *objects, size_t count, uint8_t wrong)
 {
     int fd = memfd_create("pack", MFD_CLOEXEC);
@@ -75,6 +89,7 @@ static void pack(struct ss_pack_object *objects, size_t count, uint8_t wrong)
         require(memcmp(back, objects[i].data, objects[i].size) == 0);
         require(ss_blake3_digest_lanes(4, back, objects[i].size, digest) == 0);
         require(memcmp(digest, objects[i].blake3, sizeof digest) == 0);
+        require_sum(back, &objects[i]);
         require_digests(fd, offset + objects[i].size);
         free(back);
         offset += (objects[i].size + SS_PACK_ALIGN - 1) / SS_PACK_ALIGN * SS_PACK_ALIGN;

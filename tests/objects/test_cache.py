@@ -18,12 +18,13 @@ from smallstack.objects.errors import (
     ObjectSizeError,
     StoreBusyError,
 )
-from smallstack.objects.fetch import BATCH
+from smallstack.objects.fetch import BATCH as WHOLE_BATCH
 from smallstack.objects.source import FIRST_REQUEST
 from tests.objects.disk import files_of, objects_on_disk
 from tests.objects.sources import MemorySource, digest
 
 QUOTA = 1 << 26
+BATCH = WHOLE_BATCH // 2
 
 
 def contents(count: int, size: int = 1000) -> list[bytes]:
@@ -286,6 +287,24 @@ async def test_a_dropped_object_is_fetched_again(tmp_path: Path) -> None:
         with pytest.raises(ObjectNotStoredError):
             ask(hash_)
     assert (await cache.ensure(source.objects(), source)).fetched == 1
+    cache.close()
+
+
+async def test_quick_sums_serve_as_long_as_something_is_pinned(tmp_path: Path) -> None:
+    source = MemorySource(*contents(3), b"large" * 400_000)
+    cache = ObjectCache(tmp_path, QUOTA)
+    async with cache.pin(source.contents):
+        await cache.ensure(source.objects(), source)
+        assert [len(cache.facts(hash_)[0]) for hash_ in source.contents] == [16] * 4
+        hash_ = next(iter(source.contents))
+        await cache.drop([hash_])
+        with pytest.raises(ObjectNotStoredError):
+            cache.facts(hash_)
+        await cache.ensure(source.objects(), source)
+        assert len(cache.facts(hash_)[0]) == 16
+    assert [cache.facts(hash_)[0] for hash_ in source.contents] == [
+        cache.blake3(hash_) for hash_ in source.contents
+    ]
     cache.close()
 
 

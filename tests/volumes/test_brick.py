@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import hashlib
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from pytest import MonkeyPatch
 
+from smallstack.objects.cache import ObjectCache
 from smallstack.proto.enums import FirmwareType
 from smallstack.proto.filesystem import FileSystem, FileSystemBuilder
 from smallstack.volumes import brick as bricks
@@ -24,6 +26,8 @@ from smallstack.volumes.errors import (
     VolumeWriteError,
 )
 from smallstack.volumes.layer import Way, create_layer
+from smallstack.volumes.partition import PARTITION_OFFSET
+from tests.objects.sources import MemorySource
 from tests.volumes.conftest import MIB
 from tests.volumes.disks import e2fsck, run
 from tests.volumes.trees import Objects
@@ -156,6 +160,46 @@ async def test_a_corrupt_object_is_named_and_dropped(
     path.write_bytes(good)
     e2fsck((await store.get(fs, IMAGE, SIZE, BIOS)).path)
     await store.close()
+
+
+async def test_what_has_just_come_is_checked_by_its_quick_sum(
+    directory: Path, tmp_path: Path
+) -> None:
+    """Small and large objects, in a pack and not, one with a hole and all of odd sizes."""
+    random = os.urandom(1 << 20)
+    contents = [b"x" * 5, random[:33], random[:70_001], random[7:600_000]]
+    contents += [random + b"tail", random + bytes(1 << 20) + random[1:], random + bytes(1 << 20)]
+    source = MemorySource(*contents)
+    builder = FileSystemBuilder()
+    for number, content in enumerate(contents):
+        hash_ = hashlib.sha512(content).digest()
+        index = builder.add(mode=0o100644, size=len(content), hash=hash_)
+        builder.link(0, b"%d" % number, index)
+    fs = builder.build()
+    cache = ObjectCache(tmp_path / "cache", 1 << 26)
+    store = BrickStore(directory, cache)
+    async with cache.pin(fs.objects()):
+        await cache.ensure(fs.objects(), source)
+        for number, content in enumerate(contents):
+            place = cache.place(hashlib.sha512(content).digest())
+            assert place.packed == (len(content) <= 1 << 20)
+            place.path.chmod(0o644)
+            with place.path.open("r+b") as file:
+                file.seek(place.offset + place.size // 2)
+                file.write(b"?!")
+            with pytest.raises(CorruptObjectError) as caught:
+                await store.get(fs, IMAGE, SIZE, BIOS)
+            assert caught.value.path == f"/{number}"
+            assert (await cache.ensure(fs.objects(), source)).fetched == 1
+        assert {len(cache.facts(hash_)[0]) for hash_ in fs.objects()} == {16}
+        brick = await store.get(fs, IMAGE, SIZE, BIOS)
+    e2fsck(brick.path)
+    for number, content in enumerate(contents):
+        command = f"dump /{number} {tmp_path / 'out'}"
+        run("debugfs", "-R", command, f"{brick.path}?offset={PARTITION_OFFSET}")
+        assert (tmp_path / "out").read_bytes() == content
+    await store.close()
+    cache.close()
 
 
 async def test_small_objects_are_checked_too(objects: Objects, directory: Path) -> None:

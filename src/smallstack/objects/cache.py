@@ -41,7 +41,7 @@ from smallstack.objects.errors import (
     ObjectSizeError,
     StoreError,
 )
-from smallstack.objects.fetch import Entry, Fetch, Times
+from smallstack.objects.fetch import BATCH, LEAST_BATCH, Entry, Fetch, Times
 from smallstack.objects.index import Index, Known
 from smallstack.objects.packs import Packs, Spot
 from smallstack.objects.place import Place
@@ -111,6 +111,7 @@ class ObjectCache:
         self._fresh: Table[bytes] = Table()
         """The quick sums of what came while something was pinned, as long as anything is."""
         self._claims: list[_Claim] = []
+        self._fetches = 0
         self._changes = 0
         """Goes up with every change of what is held or claimed."""
 
@@ -357,7 +358,12 @@ class ObjectCache:
             packs = self._packs if self._packs.usable else None
             entry = Entry(self._store, self._index, packs, self.pack_up_to)
             times = Times(self.stall_seconds, self.answer_seconds)
-            await Fetch(entry, source, times, arrivals.publish).run(order)
+            self._fetches += 1
+            try:
+                batch = max(LEAST_BATCH, BATCH // self._fetches)
+                await Fetch(entry, source, times, arrivals.publish, batch).run(order)
+            finally:
+                self._fetches -= 1
         finally:
             room.close()
 

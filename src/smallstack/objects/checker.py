@@ -94,9 +94,7 @@ class Checker:
         self._over = one is None
         return one
 
-    def _end(
-        self, one: Unchecked, sha512: bytes, blake3: bytes, sum_: bytes, error: int
-    ) -> None:
+    def _end(self, one: Unchecked, sha512: bytes, blake3: bytes, sum_: bytes, error: int) -> None:
         try:
             with self._store.writing(one.size):
                 if error:

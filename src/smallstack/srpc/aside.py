@@ -80,7 +80,7 @@ class Aside:
         return await self._ready(self._loop.add_writer, self._loop.remove_writer, self._patience)
 
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
-        return await outlast(asyncio.to_thread(work, *args))
+        return await outlast(self._loop.run_in_executor(None, work, *args))
 
     async def _ready(
         self,

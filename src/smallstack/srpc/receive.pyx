@@ -28,7 +28,7 @@ cdef extern from "poll.h" nogil:
 
 cdef enum:
     WAITS = 64
-    BLOCK = 8 << 20
+    BLOCK = 16 << 20
     LEAST = 1 << 20
     PAGE = 4096
     SPARE = 4

@@ -262,7 +262,11 @@ class _Ahead:
         await asyncio.wait([self._opening])
         if self._opening.cancelled() or self._opening.exception() is not None:
             return None
-        return self._opening.result()
+        client = self._opening.result()
+        if client.client.conn.is_closed:
+            await client.close()
+            return None
+        return client
 
     async def close(self) -> None:
         """Hang up."""

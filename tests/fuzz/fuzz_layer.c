@@ -1,4 +1,4 @@
-/* sources: csrc/ext4_write.c csrc/ext4_plan.c csrc/ext4_group.c csrc/ext4_inode.c csrc/ext4_fields.c csrc/ext4_files.c csrc/ext4_sink.c csrc/ext4_tree.c csrc/ext4_dir.c csrc/ext4_hash.c csrc/ext4_extent.c csrc/ext4_xattr.c csrc/ext4_layout.c csrc/ext4_csum.c csrc/blake3.c csrc/crc32c.c csrc/ext4_edit.c csrc/ext4_edit_block.c csrc/ext4_edit_inode.c csrc/ext4_edit_dir.c csrc/ext4_edit_path.c csrc/qcow2_overlay.c */
+/* sources: csrc/ext4_write.c csrc/ext4_plan.c csrc/ext4_group.c csrc/ext4_inode.c csrc/ext4_fields.c csrc/ext4_files.c csrc/ext4_sink.c csrc/ext4_tree.c csrc/ext4_dir.c csrc/ext4_hash.c csrc/ext4_extent.c csrc/ext4_xattr.c csrc/ext4_layout.c csrc/ext4_csum.c csrc/blake3.c csrc/quick_sum.c csrc/crc32c.c csrc/ext4_edit.c csrc/ext4_edit_block.c csrc/ext4_edit_inode.c csrc/ext4_edit_dir.c csrc/ext4_edit_path.c csrc/qcow2_overlay.c */
 /* The editor over a damaged brick: bytes of a small root are changed, then paths are written.
  *
  * Input: 2 bytes (options, number of changes), 5 bytes a change (which used block, byte, two bytes

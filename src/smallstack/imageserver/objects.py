@@ -15,6 +15,7 @@ from smallstack.imageserver.references import HOLD_SECONDS, References
 from smallstack.objects.errors import ObjectCorruptError, ObjectError
 from smallstack.objects.packed import PIECE, pack
 from smallstack.objects.sender import ObjectSender
+from smallstack.objects.sender import sizes as sizes_of
 from smallstack.objects.store import Incoming, ObjectStore
 from smallstack.proto.kinds import Hash
 from smallstack.proto.objectserver import (
@@ -79,7 +80,7 @@ class ObjectService:
     async def check_objects(self, call: Call, request: CheckObjectsRequest) -> CheckObjectsResponse:
         """Sizes in bytes, 0 for what is not there."""
         return CheckObjectsResponse(
-            object_sizes=await asyncio.to_thread(self._sizes, request.hashes, look=True)
+            object_sizes=await asyncio.to_thread(self._sizes, request.hashes)
         )
 
     async def get_objects(self, call: Call) -> None:
@@ -101,7 +102,7 @@ class ObjectService:
     ) -> None:
         conn = call.conn
         async with self._slots.hold(call.peer.username or call.peer.remote_host):
-            sizes = await asyncio.to_thread(self._sizes, hashes, look=False)
+            sizes = await asyncio.to_thread(self._sizes, hashes)
             missing = [h for h, size in zip(hashes, sizes, strict=True) if not size]
             if missing:
                 conn.encode(response(response_string=_unknown(missing)))
@@ -170,8 +171,8 @@ class ObjectService:
                 "AddObjects by %s: %d objects, %d of them new", call.peer, adder.count, adder.added
             )
 
-    def _sizes(self, hashes: Sequence[Hash], *, look: bool) -> list[int]:
-        return self.store.sizes(hashes, look=look)
+    def _sizes(self, hashes: Sequence[Hash]) -> list[int]:
+        return sizes_of(self.store.descriptor, self.store.flat, list(hashes))
 
     async def _send(
         self, conn: Connection, hashes: Sequence[Hash], sizes: Sequence[int], packed: bool
@@ -214,7 +215,6 @@ class ObjectService:
         except OSError as error:
             if error.errno in _GONE:
                 raise ConnectionClosedError(peer=conn.peer_name, detail=describe(error)) from error
-            store.forget_size(sender.hash)
             detail = "its file is too short" if error.errno == errno.ENODATA else describe(error)
             raise ObjectError(hash=sender.hash.hex(), detail=detail) from error
         finally:
@@ -247,7 +247,6 @@ class _Sender:
                 self._file = self._store.open(self._hash)
             data = self._file.read(min(room, self._left))
             if not data:
-                self._store.forget_size(self._hash)
                 raise ObjectError(
                     hash=self._hash.hex(), detail=f"its file is {self._left} bytes too short"
                 )

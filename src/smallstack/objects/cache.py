@@ -215,6 +215,7 @@ class ObjectCache:
                 begun = self._changes
                 lacking = await self._lacking(objects, source.name)
                 if not lacking.items:
+                    await self._use(objects)
                     break
                 untouched = begun == self._changes and not self._claims
                 with self._claiming() as claim:
@@ -223,8 +224,8 @@ class ObjectCache:
                         mine, others = lacking.items, None
                     else:
                         mine, others = await self._take(lacking.items, claim)
+                    before = got.objects
                     if mine:
-                        before = got.objects
                         try:
                             await self._obtain(mine, source, got)
                         except FetchError:
@@ -232,14 +233,12 @@ class ObjectCache:
                                 raise
                 if not mine and others is not None:
                     await asyncio.shield(others.over)
-                # Nobody else had any of it, and all of it came: no need to look again.
-                over = untouched and got.objects == len(objects)
+                # Nobody else had any of it, and all of it came just now, which counts as a use.
+                over = untouched and got.objects - before == len(objects)
                 await asyncio.to_thread(_free, lacking.items, mine)
                 if over:
                     break
-            if got.objects < len(objects):  # those that came count as used already
-                await self._use(objects)
-        return Ensured(got.objects, got.size, len(objects) - got.objects)
+        return Ensured(got.objects, got.size, max(0, len(objects) - got.objects))
 
     async def sweep(self) -> int:
         """Take up files the index does not know, once at start; how many there were.

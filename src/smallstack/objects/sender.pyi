@@ -1,8 +1,6 @@
 """Types of the glue over csrc/object_send.h."""
 
-class Sizes:
-    def forget(self, hash_: bytes) -> None: ...
-    def of(self, directory: int, flat: bool, hashes: list[bytes], look: bool) -> list[int]: ...
+def sizes(directory: int, flat: bool, hashes: list[bytes]) -> list[int]: ...
 
 class ObjectSender:
     def __init__(

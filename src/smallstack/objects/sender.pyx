@@ -6,9 +6,8 @@ import errno
 import os
 
 from cpython.bytes cimport PyBytes_AsString
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy
 
 cdef extern from "object_send.h" nogil:
     enum: SS_SEND_ROOM
@@ -35,10 +34,6 @@ cdef extern from "unistd.h" nogil:
     int close(int fd)
 
 
-cdef enum:
-    SLOTS = 1 << 17
-
-
 cdef ss_object_sent *take(list hashes) except NULL:
     cdef size_t count = len(hashes), i
     cdef ss_object_sent *objects = <ss_object_sent *>calloc(count + 1, sizeof(ss_object_sent))
@@ -52,85 +47,22 @@ cdef ss_object_sent *take(list hashes) except NULL:
     return objects
 
 
-cdef struct slot:
-    uint8_t begin[24]
-    uint64_t size
-
-
-cdef class Sizes:
-    """The sizes of objects of a store that were asked for lately; any thread may use it.
-
-    A place for each is found by its digest, of which the first 24 bytes are kept: 32 bytes an
-    object, and a new one takes the place of an old one now and then.
-    """
-
-    cdef slot *slots
-    cdef size_t changes
-
-    def __cinit__(self):
-        self.slots = <slot *>calloc(SLOTS, sizeof(slot))
-        if self.slots == NULL:
-            raise MemoryError
-        self.changes = 0
-
-    def __dealloc__(self):
-        free(self.slots)
-
-    cdef slot *at(self, const uint8_t *hash_) noexcept:
-        cdef uint32_t number
-        memcpy(&number, hash_ + 24, sizeof(number))
-        return &self.slots[number % SLOTS]
-
-    def forget(self, hash_ not None):
-        """The object has gone, or will."""
-        cdef slot *place
-        if len(hash_) != 64:
-            raise ValueError("a SHA-512 digest has 64 bytes")
-        place = self.at(<const uint8_t *>PyBytes_AsString(hash_))
-        if memcmp(place.begin, <const uint8_t *>PyBytes_AsString(hash_), 24) == 0:
-            place.size = 0
-        self.changes += 1
-
-    def of(self, int directory, bint flat, list hashes not None, bint look):
-        """Bytes of each object of the store at a descriptor, 0 for what it lacks. Raises OSError.
-
-        With ``look`` each is looked at, whatever is known of it.
-        """
-        cdef size_t count = len(hashes), asked = 0, i, begun = self.changes
-        cdef ss_object_sent *objects = take(hashes)
-        cdef ss_object_sent *unknown = NULL
-        cdef ss_object_directories directories
-        cdef slot *place
-        cdef list sizes = [0] * count
-        cdef int rc
-        try:
-            unknown = <ss_object_sent *>calloc(count + 1, sizeof(ss_object_sent))
-            if unknown == NULL:
-                raise MemoryError
-            for i in range(count):
-                place = self.at(objects[i].hash)
-                if not look and place.size and memcmp(place.begin, objects[i].hash, 24) == 0:
-                    sizes[i] = place.size
-                else:
-                    unknown[asked].hash = objects[i].hash
-                    objects[asked].size = i
-                    asked += 1
-            with nogil:
-                ss_object_directories_start(&directories, directory, 1 if flat else 2)
-                rc = ss_object_sizes(&directories, unknown, asked)
-                ss_object_directories_close(&directories)
-            if rc < 0:
-                raise OSError(-rc, os.strerror(-rc))
-            for i in range(asked):
-                sizes[objects[i].size] = unknown[i].size
-                if unknown[i].size and begun == self.changes:
-                    place = self.at(unknown[i].hash)
-                    memcpy(place.begin, unknown[i].hash, 24)
-                    place.size = unknown[i].size
-            return sizes
-        finally:
-            free(objects)
-            free(unknown)
+def sizes(int directory, bint flat, list hashes not None):
+    """Bytes of each object of the store at a descriptor, 0 for what it lacks. Raises OSError."""
+    cdef size_t count = len(hashes), i
+    cdef ss_object_sent *objects = take(hashes)
+    cdef ss_object_directories directories
+    cdef int rc
+    try:
+        with nogil:
+            ss_object_directories_start(&directories, directory, 1 if flat else 2)
+            rc = ss_object_sizes(&directories, objects, count)
+            ss_object_directories_close(&directories)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+        return [objects[i].size for i in range(count)]
+    finally:
+        free(objects)
 
 
 cdef class ObjectSender:

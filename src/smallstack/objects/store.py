@@ -17,7 +17,7 @@ import fcntl
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +35,6 @@ from smallstack.objects.errors import (
     StoreSpaceError,
 )
 from smallstack.objects.holes import punch_hole, runs
-from smallstack.objects.sender import Sizes
 from smallstack.proto.kinds import HASH_SIZE, Hash
 from smallstack.telemetry.errors import describe
 
@@ -88,7 +87,6 @@ class ObjectStore:
         self._incoming = directory / INCOMING
         self._numbers = itertools.count()
         self._has_bucket = bytearray(1 << 16)
-        self._sizes: Sizes | None = None
         try:
             private_directory(directory)
             self._incoming.mkdir(exist_ok=True)
@@ -122,19 +120,6 @@ class ObjectStore:
             return os.stat(self._name(hash_)).st_size or None  # noqa: PTH116 - the hot path
         except FileNotFoundError:
             return None
-
-    def sizes(self, hashes: Sequence[bytes], *, look: bool) -> list[int]:
-        """Bytes of each object, 0 for what the store lacks. Without ``look`` what was asked for
-        lately is taken to be as it was. Raises OSError.
-        """
-        if self._sizes is None:
-            self._sizes = Sizes()
-        return self._sizes.of(self.descriptor, self.flat, list(hashes), look)
-
-    def forget_size(self, hash_: bytes) -> None:
-        """An object has come or gone, or is not as it was."""
-        if self._sizes is not None:
-            self._sizes.forget(hash_)
 
     def disk_usage(self, hash_: bytes) -> int:
         """Bytes that an object takes on disk, in whole blocks; 0 when the store lacks it."""
@@ -215,7 +200,6 @@ class ObjectStore:
             os.unlink(name)  # noqa: PTH108 - the hot path
         except FileNotFoundError:
             return 0
-        self.forget_size(hash_)
         return size
 
     def verify(self, hash_: bytes) -> Stored:
@@ -275,7 +259,6 @@ class ObjectStore:
                 # Somebody has removed an empty directory.
                 self._has_bucket[int.from_bytes(hash_[:2], "big")] = 0
             else:
-                self.forget_size(hash_)
                 return
 
     def _make_bucket(self, name: str, hash_: bytes) -> None:

@@ -206,30 +206,6 @@ async def test_a_server_that_dies_in_an_answer(
         await finding
 
 
-async def test_the_connection_that_is_opened_ahead(
-    images: Images, server: ScriptedImageServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It serves the objects, unless it has gone or become old since."""
-    objects = (await images.find("app")).tree.objects()
-    ahead = images._ahead
-    assert ahead is not None
-    client = await ahead._opening
-    assert (await images.fetch(objects)).fetched == 2
-    assert client.client.conn.is_closed, "it was used, and hung up"
-    for gone in (True, False):
-        images._known.clear()
-        await images.find("app")
-        assert images._ahead is not None
-        client = await images._ahead._opening
-        if gone:
-            client.client.conn.abort()
-        else:
-            monkeypatch.setattr("smallstack.hypervisor.images.AHEAD_SECONDS", -1)
-        await images._cache.drop(objects)
-        assert (await images.fetch(objects)).fetched == 2
-        assert client.client.conn.is_closed
-
-
 async def test_objects(images: Images, server: ScriptedImageServer) -> None:
     image = await images.find("app")
     server.cut_after = 6003  # in the middle of the second object, whichever that is

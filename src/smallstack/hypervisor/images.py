@@ -17,8 +17,7 @@ and no longer.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -35,7 +34,6 @@ from smallstack.images.model import tree_digest
 from smallstack.objects.cache import Ensured, ObjectCache
 from smallstack.objects.peer import Compression, PeerSource
 from smallstack.proto.filesystem import FileSystem
-from smallstack.srpc.client import Client
 from smallstack.srpc.errors import CallError, ConnectionClosedError, PeerStalledError, TlsError
 from smallstack.telemetry.errors import SmallStackError, describe
 
@@ -48,8 +46,6 @@ FOREVER: Final = float("inf")
 ASK_SECONDS: Final = 30.0
 FETCH_SECONDS: Final = 300.0
 """Bounds of a question, and of the transfer of one tree."""
-AHEAD_SECONDS: Final = 10.0
-"""How long a connection that was opened ahead is waited with."""
 T = TypeVar("T")
 
 
@@ -84,8 +80,7 @@ class Images:
         self.address = address
         self._credentials = credentials
         self._cache = cache
-        self._source = PeerSource(address, self._connect, compression)
-        self._ahead: _Ahead | None = None
+        self._source = PeerSource.dialling(address, credentials, compression)
         self._known: OrderedDict[str, KnownImage] = OrderedDict()
         self._idle: list[ImageServerClient] = []
         self._fetching: dict[str, asyncio.Task[KnownImage | None]] = {}
@@ -126,9 +121,6 @@ class Images:
             task.cancel()
         while self._idle:
             await self._idle.pop().close()
-        if self._ahead is not None:
-            await self._ahead.close()
-            self._ahead = None
 
     def _recall(self, name: str) -> KnownImage | None:
         known = self._known.get(name)
@@ -197,16 +189,8 @@ class Images:
     async def _dial(self) -> ImageServerClient:
         return await ImageServerClient.connect(self.address, self._credentials, move_local=True)
 
-    @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[Client]:
-        """A connection for objects: the one that was opened ahead, if it was just now."""
-        ahead, self._ahead = self._ahead, None
-        client = await ahead.take() if ahead is not None else None
-        async with (client or await self._dial()).client as connection:
-            yield connection
-
     async def _fetch(self, name: str, timeout_ns: int) -> KnownImage:
-        """Fetch a tree, on a connection of its own: it may be large, or long in coming.
+        """Fetch a tree, on a connection that nobody else uses meanwhile: it may be long in coming.
 
         Callers that want the same image share one transfer, unless they are ready to wait.
         """
@@ -234,8 +218,6 @@ class Images:
                 image = await self._ask_in_time(lambda client: client.get_image(name, timeout_ns))
         if image is None:
             return None
-        if self._ahead is None:  # objects are likely to be asked for next
-            self._ahead = _Ahead(asyncio.create_task(self._dial()))
         tree = image.file_system
         if tree is None or len(tree) == 0:
             raise ImageTreeError(name=name, detail="it has no file system")
@@ -245,35 +227,6 @@ class Images:
         known = KnownImage(name, tree, digest, until)
         self._keep(known)
         return known
-
-
-class _Ahead:
-    """A connection that is opened before it is needed."""
-
-    def __init__(self, opening: asyncio.Task[ImageServerClient]) -> None:
-        self._opening = opening
-        self._begun = time.monotonic()
-
-    async def take(self) -> ImageServerClient | None:
-        """The connection; None when there is none, or it may have been closed since."""
-        if time.monotonic() - self._begun > AHEAD_SECONDS:
-            await self.close()
-            return None
-        await asyncio.wait([self._opening])
-        if self._opening.cancelled() or self._opening.exception() is not None:
-            return None
-        client = self._opening.result()
-        if client.client.conn.is_closed:
-            await client.close()
-            return None
-        return client
-
-    async def close(self) -> None:
-        """Hang up."""
-        self._opening.cancel()
-        await asyncio.wait([self._opening])
-        if not self._opening.cancelled() and self._opening.exception() is None:
-            await self._opening.result().close()
 
 
 class _Explained:

@@ -80,16 +80,16 @@ int ss_object_sizes(struct ss_object_directories *directories, struct ss_object_
 /* Takes the next objects: as many small ones as the buffer holds, or a large one. */
 static int take(struct ss_object_sender *sender)
 {
-    char room[SS_OBJECT_PATH];
-    const char *path;
+    char path[SS_OBJECT_PATH];
 
     sender->fill = sender->sent = 0;
     while (sender->next < sender->count) {
         const struct ss_object_sent *object = &sender->objects[sender->next];
         if (object->size >= LARGE ? sender->fill > 0 : object->size > SS_SEND_ROOM - sender->fill)
             break;
-        int directory = place(&sender->directories, object->hash, room, &path);
-        int file = openat(directory, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        ss_object_path(object->hash, sender->levels, path);
+        int file =
+            openat(sender->directory, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
         sender->next++;
         if (file < 0)
             return -errno;

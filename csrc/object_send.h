@@ -23,7 +23,8 @@ struct ss_object_directories {
 };
 
 struct ss_object_sender {
-    struct ss_object_directories directories;
+    int directory;   /* of the store: a descriptor */
+    unsigned levels; /* of directories: 1 or 2, see object_path.h */
     const struct ss_object_sent *objects;
     size_t count;
     uint8_t *buffer; /* SS_SEND_ROOM bytes */

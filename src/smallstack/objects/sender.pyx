@@ -17,7 +17,8 @@ cdef extern from "object_send.h" nogil:
     struct ss_object_directories:
         int store
     struct ss_object_sender:
-        ss_object_directories directories
+        int directory
+        unsigned levels
         const ss_object_sent *objects
         size_t count
         uint8_t *buffer
@@ -76,7 +77,8 @@ cdef class ObjectSender:
         cdef ss_object_sent *objects
         cdef size_t count = len(hashes), i
         self.sender.file = -1
-        ss_object_directories_start(&self.sender.directories, directory, 1 if flat else 2)
+        self.sender.directory = directory
+        self.sender.levels = 1 if flat else 2
         if <size_t>len(sizes) != count:
             raise ValueError("a size for each object")
         self.hashes = list(hashes)
@@ -94,13 +96,11 @@ cdef class ObjectSender:
         if self.sender.file >= 0:
             close(self.sender.file)
             self.sender.file = -1
-        ss_object_directories_close(&self.sender.directories)
         self.sender.next = self.sender.count
 
     def __dealloc__(self):
         if self.sender.file >= 0:
             close(self.sender.file)
-        ss_object_directories_close(&self.sender.directories)
         free(<void *>self.sender.objects)
         free(self.sender.buffer)
 

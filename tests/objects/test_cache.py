@@ -308,6 +308,29 @@ async def test_quick_sums_serve_as_long_as_something_is_pinned(tmp_path: Path) -
     cache.close()
 
 
+async def test_what_goes_between_two_attempts_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cut attempts bring as many objects as are wanted, one of them twice."""
+    source = MemorySource(*contents(3))
+    source.cut_after, source.next_cut = 1500, 2500
+    hashes = list(source.contents)
+    cache = ObjectCache(tmp_path, QUOTA)
+    loop = asyncio.get_running_loop()
+    dropped: list[bytes] = []
+
+    def free(*_: object) -> None:  # in a thread, between the attempts
+        if not dropped:
+            dropped.append(hashes[0])
+            asyncio.run_coroutine_threadsafe(cache.drop(dropped), loop).result()
+
+    monkeypatch.setattr("smallstack.objects.cache._free", free)
+    await cache.ensure(source.objects(), source)
+    assert [hash_ in cache for hash_ in hashes] == [True] * 3
+    assert [len(asked) for asked in source.asked] == [3, 3, 1]
+    cache.close()
+
+
 async def test_dropping_does_not_hold_the_loop_while_the_index_is_busy(tmp_path: Path) -> None:
     source = MemorySource(*contents(3))
     cache = ObjectCache(tmp_path, QUOTA)

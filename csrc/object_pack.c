@@ -17,37 +17,12 @@
 
 enum {
     TOGETHER = 128,            /* small messages hashed at a time by BLAKE3 */
+    GROUP = 256 << 10,         /* bytes of them: they are copied while the second-level cache has them */
+    PART = 128 << 10,          /* bytes of a larger one hashed and summed at a time */
     WRITE_AT_ONCE = 256 << 10, /* see ext4_sink.c */
     VECTORS = 256,
     THREAD_FROM = 1 << 20 /* bytes that are worth a second thread */
 };
-
-static void digest_blake3(struct ss_pack_object *objects, size_t count)
-{
-    struct ss_blake3_message small[TOGETHER];
-    struct ss_pack_object *owners[TOGETHER];
-    size_t have = 0;
-
-    for (size_t i = 0; i < count; i++) {
-        struct ss_pack_object *object = &objects[i];
-        if (object->size <= SS_BLAKE3_SMALL) {
-            small[have].data = object->data;
-            small[have].length = object->size;
-            owners[have++] = object;
-        } else {
-            struct ss_blake3 state;
-            ss_blake3_start(&state);
-            ss_blake3_update(&state, object->data, object->size);
-            ss_blake3_finish(&state, object->blake3);
-        }
-        if (have == TOGETHER || (have > 0 && i + 1 == count)) {
-            ss_blake3_small(small, have);
-            while (have-- > 0)
-                memcpy(owners[have]->blake3, small[have].digest, sizeof owners[have]->blake3);
-            have = 0;
-        }
-    }
-}
 
 struct item {
     size_t size;
@@ -60,7 +35,7 @@ static int longer_first(const void *a, const void *b)
     return one->size > other->size ? -1 : one->size < other->size;
 }
 
-int64_t ss_pack_check(struct ss_pack_object *objects, size_t count)
+int64_t ss_pack_check(const struct ss_pack_object *objects, size_t count)
 {
     struct ss_sha512_message *messages = calloc(count + 1, sizeof *messages);
     struct item *order = calloc(count + 1, sizeof *order);
@@ -85,7 +60,6 @@ int64_t ss_pack_check(struct ss_pack_object *objects, size_t count)
             wrong = order[i].number;
     free(messages);
     free(order);
-    digest_blake3(objects, wrong);
     return (int64_t)wrong;
 }
 
@@ -145,38 +119,10 @@ static int add(struct gather *gather, const uint8_t *data, size_t length)
     return 0;
 }
 
-int ss_pack_write(int fd, uint64_t offset, struct ss_pack_object *objects, size_t count)
-{
-    static const uint8_t zeros[SS_PACK_ALIGN];
-    struct gather gather = {.fd = fd, .offset = offset};
-    int rc = 0;
-
-    for (size_t i = 0; rc == 0 && i < count; i++) {
-        struct ss_quick_sum sum; /* here, since the copy needs the bytes in the cache too */
-        ss_quick_sum_start(&sum);
-        ss_quick_sum_update(&sum, objects[i].data, objects[i].size);
-        ss_quick_sum_finish(&sum, objects[i].sum);
-        rc = add(&gather, objects[i].data, objects[i].size);
-        if (rc == 0)
-            rc = add(&gather, zeros, -objects[i].size & (SS_PACK_ALIGN - 1));
-    }
-    return rc < 0 ? rc : flush(&gather);
-}
-
 static uint64_t padded(size_t size)
 {
     return (size + SS_PACK_ALIGN - 1) / SS_PACK_ALIGN * SS_PACK_ALIGN;
 }
-
-/* The second half of what enters, on its way in. */
-struct half {
-    int fd;
-    uint64_t offset;
-    struct ss_pack_object *objects;
-    size_t count;
-    int64_t right;
-    int error;
-};
 
 /* Has the blocks allocated, so that they are written faster: see ext4_sink.c. */
 static int allocate_blocks(int fd, uint64_t offset, const struct ss_pack_object *objects,
@@ -186,7 +132,7 @@ static int allocate_blocks(int fd, uint64_t offset, const struct ss_pack_object 
 
     for (size_t i = 0; i < count; i++)
         bytes += padded(objects[i].size);
-    while (fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0) {
+    while (bytes > 0 && fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0) {
         if (errno == EIO)
             return -errno;
         if (errno != EINTR)
@@ -195,26 +141,110 @@ static int allocate_blocks(int fd, uint64_t offset, const struct ss_pack_object 
     return 0;
 }
 
-static void *enter_half(void *context)
+static void sum_of(struct ss_pack_object *object)
 {
-    struct half *half = context;
+    struct ss_quick_sum sum;
 
-    half->right = ss_pack_check(half->objects, half->count);
-    if (half->right <= 0 || half->fd < 0)
-        return NULL;
-    half->error = allocate_blocks(half->fd, half->offset, half->objects, (size_t)half->right);
-    if (half->error == 0)
-        half->error = ss_pack_write(half->fd, half->offset, half->objects, (size_t)half->right);
+    ss_quick_sum_start(&sum);
+    ss_quick_sum_update(&sum, object->data, object->size);
+    ss_quick_sum_finish(&sum, object->sum);
+}
+
+/* As many as are hashed together, at least one: how many. */
+static size_t digest_group(struct ss_pack_object *objects, size_t count)
+{
+    struct ss_blake3_message small[TOGETHER];
+    size_t have = 0, bytes = 0;
+
+    for (; have < count && have < TOGETHER && bytes + objects[have].size <= GROUP; have++) {
+        small[have].data = objects[have].data;
+        small[have].length = objects[have].size;
+        bytes += objects[have].size;
+    }
+    ss_blake3_small(small, have);
+    for (size_t i = 0; i < have; i++) {
+        memcpy(objects[i].blake3, small[i].digest, sizeof objects[i].blake3);
+        sum_of(&objects[i]);
+    }
+    return have;
+}
+
+/* One of more bytes than `GROUP`, which is written as it is hashed, unless `gather` is NULL. */
+static int digest_large(struct ss_pack_object *object, struct gather *gather)
+{
+    struct ss_blake3 state;
+    struct ss_quick_sum sum;
+    int rc = 0;
+
+    ss_blake3_start(&state);
+    ss_quick_sum_start(&sum);
+    for (size_t at = 0; rc == 0 && at < object->size; at += PART) {
+        const uint8_t *data = object->data + at;
+        size_t part = object->size - at < PART ? object->size - at : PART;
+        if (object->size - at > part)
+            ss_blake3_more(&state, data, part);
+        else
+            ss_blake3_update(&state, data, part);
+        ss_quick_sum_update(&sum, data, part);
+        if (gather != NULL)
+            rc = add(gather, data, part);
+    }
+    ss_blake3_finish(&state, object->blake3);
+    ss_quick_sum_finish(&sum, object->sum);
+    return rc;
+}
+
+static int add_padding(struct gather *gather, size_t size)
+{
+    static const uint8_t zeros[SS_PACK_ALIGN];
+
+    return add(gather, zeros, -size & (SS_PACK_ALIGN - 1));
+}
+
+int ss_pack_write(int fd, uint64_t offset, struct ss_pack_object *objects, size_t count)
+{
+    struct gather gather = {.fd = fd, .offset = offset};
+    int rc = fd < 0 ? 0 : allocate_blocks(fd, offset, objects, count);
+
+    for (size_t i = 0, group; rc == 0 && i < count; i += group) {
+        group = digest_group(objects + i, count - i);
+        if (group == 0) {
+            group = 1;
+            rc = digest_large(&objects[i], fd < 0 ? NULL : &gather);
+            if (rc == 0 && fd >= 0)
+                rc = add_padding(&gather, objects[i].size);
+            continue;
+        }
+        for (size_t k = i; rc == 0 && fd >= 0 && k < i + group; k++) {
+            rc = add(&gather, objects[k].data, objects[k].size);
+            if (rc == 0)
+                rc = add_padding(&gather, objects[k].size);
+        }
+    }
+    return rc < 0 || fd < 0 ? rc : flush(&gather);
+}
+
+struct check {
+    const struct ss_pack_object *objects;
+    size_t count;
+    int64_t right;
+};
+
+static void *check(void *context)
+{
+    struct check *check = context;
+
+    check->right = ss_pack_check(check->objects, check->count);
     return NULL;
 }
 
-static bool start(pthread_t *thread, struct half *half)
+static bool start(pthread_t *thread, struct check *work)
 {
     sigset_t all, before;
 
     sigfillset(&all); /* signals belong to the caller's threads */
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(thread, NULL, enter_half, half);
+    int rc = pthread_create(thread, NULL, check, work);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return rc == 0;
 }
@@ -222,31 +252,18 @@ static bool start(pthread_t *thread, struct half *half)
 int64_t ss_pack_enter(int fd, uint64_t offset, struct ss_pack_object *objects, size_t count,
                       int *error)
 {
-    uint64_t bytes = 0, before = 0, room = 0;
-    size_t split = 0;
+    struct check work = {.objects = objects, .count = count};
+    uint64_t bytes = 0;
     pthread_t thread;
 
     for (size_t i = 0; i < count; i++)
         bytes += objects[i].size;
-    if (bytes < THREAD_FROM)
-        split = count;
-    for (; split < count && before < bytes / 2; split++) {
-        before += objects[split].size;
-        room += padded(objects[split].size);
-    }
-    struct half first = {.fd = fd, .offset = offset, .objects = objects, .count = split};
-    struct half second = {.fd = fd, .offset = offset + room, .objects = objects + split,
-                          .count = count - split};
-    bool aside = second.count > 0 && start(&thread, &second);
-    enter_half(&first);
+    bool aside = bytes >= THREAD_FROM && start(&thread, &work);
+    if (!aside)
+        check(&work);
+    /* What may still be found wrong is written for nothing then. */
+    *error = ss_pack_write(fd, offset, objects, aside || work.right < 0 ? count : (size_t)work.right);
     if (aside)
         pthread_join(thread, NULL);
-    else
-        enter_half(&second);
-    *error = first.error;
-    if (*error == 0 && first.right == (int64_t)split)
-        *error = second.error;
-    if (first.right < 0 || second.right < 0)
-        return -ENOMEM;
-    return first.right < (int64_t)split ? first.right : (int64_t)split + second.right;
+    return work.right;
 }

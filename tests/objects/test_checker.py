@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smallstack.objects.checker import WAITING, Checker
-from smallstack.objects.errors import ObjectCorruptError
+from smallstack.objects.errors import ObjectCorruptError, StoreError
 from smallstack.objects.store import ObjectStore, Unchecked
 
 
@@ -78,4 +78,25 @@ def test_a_file_that_cannot_be_removed_ends_nothing(
     assert [one.hash for one in right] == [hashlib.sha512(b"y" * 5000).digest()]
     assert isinstance(error, ObjectCorruptError)
     assert all(one.descriptor == -1 for one in ones)
+    store.close()
+
+
+def test_what_waits_holds_no_descriptor_and_is_missed_when_its_file_goes(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path, with_blake3=True, flat=True)
+    checker = Checker(store, corrupt)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - descriptors
+    gone, stays = arrived(store, b"x" * 5000), arrived(store, b"y" * 5000)
+    for path in list((tmp_path / ".incoming").iterdir()):
+        if path.read_bytes()[:1] == b"x":
+            path.unlink()
+    for one in (gone, stays):
+        one.rest()
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - descriptors
+    for one in (gone, stays):
+        checker.add(one)
+    checker.close()
+    right, error = checker.take()
+    assert [one.hash for one in right] == [hashlib.sha512(b"y" * 5000).digest()]
+    assert isinstance(error, StoreError)
+    assert all(one.descriptor == -1 for one in (gone, stays))
     store.close()

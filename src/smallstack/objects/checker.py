@@ -4,6 +4,7 @@ One file alone is hashed at a third of the speed of eight: the thread waits unti
 many bytes, or no more come.
 """
 
+import errno
 import os
 import queue
 import threading
@@ -13,7 +14,7 @@ from typing import Final
 from smallstack.objects.pack import Digests
 from smallstack.objects.store import ObjectStore, Stored, Unchecked
 
-WAITING: Final = 56
+WAITING: Final = 240
 """Objects that may wait beside those being read; each has a descriptor open."""
 WAITING_BYTES: Final = 256 << 20
 """With so many bytes to read the thread begins, however few the objects are."""
@@ -40,7 +41,11 @@ class Checker:
         self._thread.start()
 
     def add(self, one: Unchecked) -> None:
-        """Have an object checked of which all bytes are there; waits while too many do."""
+        """Have an object checked of which all bytes are there; waits while too many do.
+
+        Raises StoreError.
+        """
+        one.rest()
         self._coming.put(one)
 
     def no_more(self) -> None:
@@ -79,6 +84,11 @@ class Checker:
                 one = self._next(wait=sum(one.size for one in reading) < WAITING_BYTES)
                 if one is None:
                     break
+                try:
+                    one.reopen()
+                except OSError as error:
+                    self._end(one, b"", b"", b"", -(error.errno or errno.EIO))
+                    continue
                 reading.append(one)
                 files.add(one.descriptor, one.size, one)
             for one, sha512, blake3, sum_, error in files.read(PASSES):

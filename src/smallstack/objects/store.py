@@ -499,6 +499,18 @@ class Unchecked:
             if error.errno not in _UNSUPPORTED:
                 raise
 
+    def rest(self) -> None:
+        """Close its file, of which all bytes are there, until `reopen`; raises StoreError."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            with self._store.writing(self.size):
+                os.close(descriptor)
+
+    def reopen(self) -> None:
+        """Open its file for reading; raises OSError."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.descriptor = os.open(self._temporary, flags)
+
     def commit(self, blake3: bytes, sum_: bytes) -> Stored:
         """Give it its name, in the place of whatever had it; raises OSError."""
         self._store._rename(self._temporary, self.hash)

@@ -86,8 +86,8 @@ class Checker:
                     break
                 try:
                     one.reopen()
-                except OSError as error:
-                    self._end(one, b"", b"", b"", -(error.errno or errno.EIO))
+                except OSError as missing:
+                    self._end(one, b"", b"", b"", -(missing.errno or errno.EIO))
                     continue
                 reading.append(one)
                 files.add(one.descriptor, one.size, one)

@@ -229,6 +229,19 @@ int gob_types_resolve(struct gob_types *types)
 static int skip_uints(struct gob_cursor *in, uint64_t count)
 {
     const uint8_t *at = in->at, *end = in->end;
+    if (count > 1 && (uint64_t)(end - at) / 2 >= count) { /* as gob_read_byte_array */
+        unsigned large = 0, other = 0;
+        for (uint64_t i = 0; i < count; i += large ^ 1) {
+            uint8_t byte = *at++;
+            large = (unsigned)(byte >> 7) & (large ^ 1);
+            other |= large & (byte != 0xff);
+        }
+        if (!other) {
+            in->at = at;
+            return 0;
+        }
+        at = in->at;
+    }
     while (count--) {
         if (at >= end)
             return GOB_E_SHORT;

@@ -254,9 +254,9 @@ static inline void gob_write_byte_array(struct gob_buffer *out, const uint8_t *d
     if (out->cap - out->len < 2 * count && gob_buffer_reserve(out, 2 * count))
         return;
     uint8_t *at = out->data + out->len;
-    for (size_t i = 0; i < count; i++) {
-        if (data[i] > 0x7f)
-            *at++ = 0xff;
+    for (size_t i = 0; i < count; i++) { /* without a branch: every second byte of a digest is large */
+        *at = 0xff;
+        at += data[i] >> 7;
         *at++ = data[i];
     }
     out->len = (size_t)(at - out->data);
@@ -265,19 +265,15 @@ static inline void gob_write_byte_array(struct gob_buffer *out, const uint8_t *d
 /* The reverse, without the count. */
 static inline int gob_read_byte_array(struct gob_cursor *in, uint8_t *data, size_t count)
 {
-    const uint8_t *at = in->at, *end = in->end;
-    if ((size_t)(end - at) >= 2 * count) { /* the usual case: no checks on the way */
-        size_t i = 0;
-        for (; i < count; i++) {
-            uint8_t first = *at++;
-            if (first > 0x7f) {
-                if (first != 0xff)
-                    break;
-                first = *at++;
-            }
-            data[i] = first;
+    if ((size_t)(in->end - in->at) / 2 >= count) { /* the usual case: no checks on the way */
+        const uint8_t *at = in->at;
+        unsigned large = 0, other = 0; /* whether a value of more than 0x7f comes next; what is longer */
+        for (size_t i = 0; i < count; i += large ^ 1) { /* as above, without a branch */
+            data[i] = *at++;
+            large = (data[i] >> 7) & (large ^ 1);
+            other |= large & (data[i] != 0xff);
         }
-        if (i == count) {
+        if (!other) {
             in->at = at;
             return 0;
         }

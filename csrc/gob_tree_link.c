@@ -74,6 +74,9 @@ static int resolve_entries(struct gob_tree *tree)
     size_t names = tree->entries.len / sizeof *entries;
     for (size_t i = 0; i < names; i++) {
         uint32_t low = 1, high = count;
+        uint64_t guess = count > 1 ? numbers[i] - inodes[1].number + 1 : 0; /* right without gaps */
+        if (guess > 0 && guess < count && inodes[guess].number == numbers[i])
+            low = high = (uint32_t)guess;
         while (low < high) {
             uint32_t middle = low + (high - low) / 2;
             if (inodes[middle].number < numbers[i])

@@ -288,7 +288,8 @@ class _Room:
 
 
 def _feed_and_decode(decoder: Decoder, parts: list[bytes], type_: type[T]) -> T | NeedMoreType:
-    decoder.feed(b"".join(parts))
+    for part in parts:
+        decoder.feed(part)
     return decoder.decode(type_)
 
 

@@ -84,6 +84,32 @@ cdef class Table:
             if PyDict_Contains(shard, key) == 1:
                 PyDict_SetItem(shard, key, value)
 
+    def apart(self, list items not None):
+        """Those of some tuples, each with a digest first, that have no entry, and pairs of the
+        others and their values."""
+        cdef list missing = [], found = []
+        cdef PyObject *value
+        for item in items:
+            key = (<tuple>item)[0]
+            value = PyDict_GetItemWithError(self.shard(key), key)
+            if value == NULL:
+                missing.append(item)
+            else:
+                found.append((item, <object>value))
+        return missing, found
+
+    def enter(self, list items not None):
+        """Have each of some tuples as the value of the digest that it begins with."""
+        for item in items:
+            key = (<tuple>item)[0]
+            PyDict_SetItem(self.shard(key), key, item)
+
+    def enter_all(self, list items not None, value):
+        """Have the digests that some tuples begin with have this value."""
+        for item in items:
+            key = (<tuple>item)[0]
+            PyDict_SetItem(self.shard(key), key, value)
+
     get = MutableMapping.get
     keys = MutableMapping.keys
     items = MutableMapping.items

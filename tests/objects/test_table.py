@@ -33,6 +33,7 @@ def test_what_enters_takes_the_place_of_what_was_there(before: set[int], new: se
     times: Table[int] = Table({digest(n): 1 for n in before})
     table.enter(items)
     times.enter_all(items, 2)
-    assert dict(table) == {digest(n): "before" for n in before} | {key: (key, n) for key, n in items}
+    old = {digest(n): "before" for n in before}
+    assert dict(table) == old | {key: (key, n) for key, n in items}
     assert dict(times) == {digest(n): 2 if n in new else 1 for n in before | new}
     assert len(table) == len(before | new)

@@ -17,7 +17,7 @@
 
 enum {
     TOGETHER = 128,            /* small messages hashed at a time by BLAKE3 */
-    GROUP = 256 << 10,         /* bytes of them: they are copied while the second-level cache has them */
+    GROUP = 256 << 10,         /* bytes of them: copied while the second-level cache has them */
     PART = 128 << 10,          /* bytes of a larger one hashed and summed at a time */
     WRITE_AT_ONCE = 256 << 10, /* see ext4_sink.c */
     VECTORS = 256,
@@ -150,7 +150,7 @@ static void sum_of(struct ss_pack_object *object)
     ss_quick_sum_finish(&sum, object->sum);
 }
 
-/* As many as are hashed together, at least one: how many. */
+/* As many as are hashed together: how many, 0 where the first is too large for that. */
 static size_t digest_group(struct ss_pack_object *objects, size_t count)
 {
     struct ss_blake3_message small[TOGETHER];
@@ -261,8 +261,12 @@ int64_t ss_pack_enter(int fd, uint64_t offset, struct ss_pack_object *objects, s
     if (!aside)
         check(&work);
     /* What may still be found wrong is written for nothing then. */
-    *error = ss_pack_write(fd, offset, objects, aside || work.right < 0 ? count : (size_t)work.right);
+    *error = ss_pack_write(fd, offset, objects,
+                           aside || work.right < 0 ? count : (size_t)work.right);
     if (aside)
         pthread_join(thread, NULL);
+    /* Perhaps there was no room for what is not kept. */
+    if (*error < 0 && work.right >= 0 && (size_t)work.right < count)
+        *error = ss_pack_write(fd, offset, objects, (size_t)work.right);
     return work.right;
 }

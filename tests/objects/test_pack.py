@@ -1,7 +1,9 @@
 """Checking many objects at once, and where they lie in a pack: beside hashlib and blake3."""
 
+import errno
 import hashlib
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -104,6 +106,55 @@ def test_two_threads_enter_what_one_would(tmp_path: Path, wrong: int | None) -> 
             file.seek(at)
             assert file.read(len(message)) == message
             at += padded(len(message))
+
+
+LARGE_EDGES = [1, 4096, 131_072, 131_073, 262_143, 262_144, 262_145, 393_216, 1 << 20, 5000]
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 5, 9])
+def test_sizes_at_which_objects_are_hashed_another_way(tmp_path: Path, wrong: int | None) -> None:
+    messages = [content(size, size) for size in LARGE_EDGES]
+    parts = parts_of(messages)
+    if wrong is not None:
+        _, buffer, at, size = parts[wrong]
+        parts[wrong] = (bytes(64), buffer, at, size)
+    right = len(parts) if wrong is None else wrong
+    blake3s = [blake3(message).digest() for message in messages[:right]]
+    assert pack.check(parts) == (right, blake3s)
+    with (tmp_path / "pack").open("w+b") as file:
+        found, stored, _, error = pack.enter(file.fileno(), 0, parts, 7, Stored)
+        assert (found, error) == (right, 0)
+        assert [one.blake3 for one in stored] == blake3s
+        for one, message in zip(stored, messages, strict=False):
+            _, alone, _, _ = pack.enter(-1, 0, parts_of([message]), 7, Stored)
+            assert one.sum == alone[0].sum
+            file.seek(one.offset)
+            assert file.read(padded(one.size)) == message.ljust(padded(one.size), b"\0")
+
+
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_room_that_lacks_for_what_is_not_kept_is_no_error(
+    tmp_path: Path, wrong: int | None
+) -> None:
+    messages = [content(7_000 + 911 * n, n) for n in range(80)]
+    parts = parts_of(messages)
+    if wrong is not None:
+        _, buffer, at, size = parts[wrong]
+        parts[wrong] = (bytes(64), buffer, at, size)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / "pack").open("w+b") as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, limits[1]))
+        try:
+            found, stored, _, error = pack.enter(file.fileno(), 0, parts, 7, Stored)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if wrong is None:
+            assert error == -errno.EFBIG
+            return
+        assert (found, error) == (wrong, 0)
+        assert [one.blake3 for one in stored] == [blake3(m).digest() for m in messages[:wrong]]
+        file.seek(0)
+        assert file.read(len(messages[0])) == messages[0]
 
 
 def test_an_object_outside_of_its_buffer() -> None:

@@ -10,8 +10,9 @@ An object is checked against its SHA-512 once, when it enters; its BLAKE3 is kep
 checked by whoever reads the bytes. Small objects lie in packs, large ones have a file each. Bytes
 enter first and the index after them, so a kill leaves at worst a found file, whole or in part, or
 room in a pack that the next start gives back. What is pinned is never evicted. The tables are
-changed on the loop's thread alone, `SLICE` objects at a stretch; files and the index are read and
-written in threads, and what is between the two, on its way in or out, is claimed in ``_claims``.
+changed on the loop's thread alone, a slice of objects at a stretch; files and the index are read
+and written in threads, and what is between the two, on its way in or out, is claimed in
+``_claims``.
 """
 
 import asyncio
@@ -62,7 +63,7 @@ INDEX: Final = ".index"
 SLICE: Final = 256
 """Objects worked on in the tables before others get their turn: half a millisecond."""
 LONG_SLICE: Final = 2048
-"""As many where the table does it itself, which takes a tenth of the time for each."""
+"""As many where the table does most of it, which takes a fraction of the time for each."""
 ALONE: Final = 128 << 10
 """Bytes from which an object is checked for longer than all others that come with it."""
 NEVER: Final = -(1 << 62)
@@ -412,7 +413,7 @@ class ObjectCache:
         self._arrived(await asyncio.to_thread(self._verify_found, hashes), room)
 
     def _arrived(self, arrived: list[Stored], room: "_Room") -> int:
-        """Enter what is stored and indexed; no more than `LONG_SLICE` at a stretch. Their bytes."""
+        """Enter what is stored and indexed, each once, `LONG_SLICE` at a stretch; their bytes."""
         size = sum(one[1] for one in arrived)
         there_before = 0
         for one, _ in self._held.apart(arrived)[1]:  # found lying there: no room was reserved
@@ -589,7 +590,7 @@ class ObjectCache:
 
 
 class _Lacking(NamedTuple):
-    """What an `ensure` has to get: objects with their sizes, and their digests alone."""
+    """What an `ensure` has to get: objects with sizes, to go through and to look up."""
 
     items: list[tuple[bytes, int]]
     hashes: dict[bytes, int]

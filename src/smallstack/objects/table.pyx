@@ -95,7 +95,8 @@ cdef class Table:
             if value == NULL:
                 missing.append(item)
             else:
-                found.append((item, <object>value))
+                held = <object>value  # before anything else runs: it is only borrowed
+                found.append((item, held))
         return missing, found
 
     def enter(self, list items not None):

@@ -54,6 +54,8 @@ from smallstack.volumes.partition import scheme_of
 WAYS: Final = ("cold", "cached", "present")
 _CACHE_BYTES: Final = 16 << 30
 _FIRMWARE: Final = FirmwareType.BIOS
+_MOST_DIRTY: Final = 3 << 29
+"""Bytes that wait in memory to be written, without the system beginning to write them."""
 _TAR: Final = ["tar", "--create", "--numeric-owner", "--xattrs", "--xattrs-include=*"]
 
 
@@ -154,6 +156,16 @@ async def _measure(
 def _settle(place: Path, size: int) -> None:
     subprocess.run(["sync", "-f", place], check=True)
     warm(size)
+    _warm_page_cache(place / "warm", min(size, _MOST_DIRTY))
+
+
+def _warm_page_cache(path: Path, size: int) -> None:
+    """As `warm`, for what files take: large pieces, of which single pages are no part."""
+    piece = bytes(256 << 10)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(0, size, len(piece)):
+            file.write(piece)
+    path.unlink()  # before the system begins to write it to the disk
 
 
 class _Ours:
